@@ -76,7 +76,7 @@ def test_streams_do_not_touch():
 # --- whole files
 
 def test_kill_in_the_middle_of_a_write_leaves_the_old_file(tmp_path):
-    target = tmp_path / "final_metrics.json"
+    target = tmp_path / "config.yaml"
     atomic_write(target, "old")
     out = python(f"import os, signal\nfrom hirm import runs\nruns.os.fsync = lambda f: os.kill(os.getpid(), signal.SIGKILL)\n"
                  f"runs.atomic_write({str(target)!r}, 'new' * 100_000)")

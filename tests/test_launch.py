@@ -1,0 +1,133 @@
+"""`papermill nbs/train.ipynb -p method irm`, exactly so, from wherever and through whatever."""
+import json
+import os
+import pty
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from hirm.launch import VALUES, fill_output, given_parameters, output_path, read_command
+
+PARAMETERS = "method: str = 'erm'  # objective\nseed: int = 0  # member\nruns: str = 'runs'  # folder\nweight: float = -1.0  # penalty"
+PAPERMILL = str(Path(sys.executable).with_name("papermill"))
+LINE = ["-p", "method", "irm"]
+
+
+@pytest.fixture
+def project(tmp_path):
+    "A project of one notebook."
+    (tmp_path / "nbs").mkdir()
+    (tmp_path / "settings.ini").write_text("[DEFAULT]\nlib_name = hirm\nnbs_path = nbs\ntitle = 100% ours\n")
+    cells = [nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell("print(method, seed)")]
+    kernel = {"name": "python3", "display_name": "python3", "language": "python"}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), tmp_path / "nbs" / "train.ipynb")
+    return tmp_path
+
+
+def terminal(command, cwd):
+    "Runs `command` with a terminal on all three ends."
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(command, cwd=cwd, stdin=theirs, stdout=theirs, stderr=theirs, close_fds=True)
+    os.close(theirs)
+    said = b""
+    while True:
+        try: piece = os.read(ours, 4096)
+        except OSError: break  # the other end has closed
+        if not piece: break
+        said += piece
+    os.close(ours)
+    return process.wait(), said.decode()
+
+
+def pipe(command, cwd):
+    "Runs `command` with pipes on all three ends."
+    done = subprocess.run(command, cwd=cwd, input="", capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+def told(path):
+    "What the executed notebook printed."
+    return nbformat.read(path, 4).cells[-1].outputs[0].text.strip()
+
+
+@pytest.mark.parametrize("through, command, inside, output", [
+    (terminal, [PAPERMILL, "nbs/train.ipynb", *LINE], "", "runs/notebooks/train-irm-s0.ipynb"),
+    (pipe, [PAPERMILL, "nbs/train.ipynb", *LINE], "", "runs/notebooks/train-irm-s0.ipynb"),
+    (terminal, [PAPERMILL, "train.ipynb", *LINE], "nbs", "runs/notebooks/train-irm-s0.ipynb"),
+    (pipe, [sys.executable, "-m", "papermill", *LINE, "nbs/train.ipynb"], "", "runs/notebooks/train-irm-s0.ipynb"),
+    (terminal, [PAPERMILL, "nbs/train.ipynb", "mine.ipynb", *LINE], "", "mine.ipynb"),
+    (pipe, [PAPERMILL, "nbs/train.ipynb", "mine.ipynb", *LINE], "", "mine.ipynb"),
+], ids=["terminal", "pipe", "inside nbs", "python -m", "explicit, terminal", "explicit, pipe"])
+def test_the_line_works(project, through, command, inside, output):
+    before = (project / "nbs" / "train.ipynb").read_bytes()
+    code, said = through(command, project / inside)
+    assert code == 0, said
+    assert told(project / output) == "irm 0"
+    assert (project / "nbs" / "train.ipynb").read_bytes() == before
+    assert [path.name for path in project.rglob("*.ipynb") if path.name != "train.ipynb"] == [Path(output).name]
+
+
+@pytest.mark.parametrize("through", [terminal, pipe])
+def test_the_input_is_never_overwritten(project, through):
+    before = (project / "nbs" / "train.ipynb").read_bytes()
+    code, said = through([PAPERMILL, "nbs/train.ipynb", "nbs/../nbs/train.ipynb"], project)
+    assert code != 0 and "expected an output other than the input" in said
+    assert (project / "nbs" / "train.ipynb").read_bytes() == before
+
+
+def test_unwritable_runs_folder_is_refused_before_any_work(project):
+    (project / "file").touch()
+    code, said = pipe([PAPERMILL, "nbs/train.ipynb", "-p", "runs", "file"], project)
+    assert code != 0 and "expected a runs folder that can be written, got file/notebooks" in said and "Traceback" not in said
+
+
+def test_help_still_helps(project):
+    code, said = pipe([PAPERMILL, "--help-notebook", "nbs/train.ipynb"], project)
+    assert code == 0 and "objective" in said and not (project / "runs").exists()
+
+
+def test_other_projects_are_left_alone(project):
+    for change in (lambda: (project / "settings.ini").write_text("[DEFAULT]\nlib_name = other\nnbs_path = nbs\n"), (project / "settings.ini").unlink):
+        change()
+        words = [str(project / "nbs" / "train.ipynb"), *LINE]
+        assert fill_output(words) == words
+
+
+def test_name_of_the_output(project):
+    notebook = project / "nbs" / "train.ipynb"
+    name = lambda **given: output_path(notebook, given).relative_to(project).as_posix()
+    assert name() == name(method="erm", seed="0", weight="-1.0") == "runs/notebooks/train-erm-s0.ipynb"
+    assert name(weight="1e-3", history="../my data.csv") == "runs/notebooks/train-erm-s0-history=.._my_data.csv-weight=1e-3.ipynb"
+    assert name(runs="elsewhere/x") == "elsewhere/x/notebooks/train-erm-s0.ipynb"
+    long = [name(history=letter * 300) for letter in "ab"]
+    assert long[0] != long[1] and max(map(len, long)) < 200
+    shutil.copy(notebook, plain := project / "nbs" / "look.ipynb")
+    plain.write_text(plain.read_text().replace("method", "what").replace("seed", "which"))
+    assert output_path(plain, {}).name == "look.ipynb"
+
+
+def test_parameters_as_papermill_takes_them(project):
+    (project / "file.yaml").write_text("method: groupdro\nseed: 5\n")
+    words = f"nbs/train.ipynb -f {project / 'file.yaml'} -pseed 7 --kernel=python3 -k python3 --no-progress-bar -r weight 1e-3 -- out.ipynb".split()
+    plain, options = read_command(words)
+    assert [words[place] for place in plain] == ["nbs/train.ipynb", "out.ipynb"]
+    assert given_parameters(options) == {"method": "groupdro", "seed": "7", "weight": "1e-3"}
+    assert given_parameters([("-b", "bWV0aG9kOiB2cmV4")]) == {"method": "vrex"}
+
+
+def test_options_are_those_of_papermill():
+    from papermill.cli import papermill
+    takes = {name: option.nargs for option in papermill.params if option.param_type_name == "option" and not option.is_flag
+             for name in (*option.opts, *option.secondary_opts)}
+    assert VALUES == takes
+
+
+def test_importing_does_nothing():
+    code = "import sys; sys.argv = ['papermill', 'nbs/train.ipynb']; import hirm.launch; print(sys.argv[1:], 'papermill' in sys.modules, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "['nbs/train.ipynb'] False False", done.stderr
+    assert json.dumps(fill_output(["-"])) == '["-"]'
