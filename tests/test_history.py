@@ -1,0 +1,381 @@
+"The record: nothing shared between learning and judging, nothing from the future, every bad file refused."
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from hirm.history import (
+    BANDS, CRISES, EWMA, VarianceRule, Windows, calendar, calendar_windows, effective_number, load_series, train_end, training_windows,
+    trailing_vol, variance_rule,
+)
+
+SP500 = load_series("sp500")
+DAY = 1 / 252
+
+
+def csv(folder, frame, name="mine.csv"):
+    path = folder / name
+    frame.to_csv(path, index=False)
+    return str(path)
+
+
+def invented(n_rows, start="2010-01-04", vol=0.16, seed=0):
+    "A random walk on business days."
+    step = np.random.default_rng(seed).normal(0, vol / 252**0.5, n_rows)
+    return pd.DataFrame({"date": pd.bdate_range(start, periods=n_rows).strftime("%Y-%m-%d"), "close": 100 * np.exp(np.cumsum(step))})
+
+
+def generators(*seeds):
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def known_days(date, windows):
+    "Every day whose close a window knows or lives through, found by counting 20 back and 60 on in the calendar."
+    position = {day: row for row, day in enumerate(date)}
+    return {date[k] for start in windows.dates for k in range(position[start] - 20, position[start] + 61)}
+
+
+# ---- the record ----------------------------------------------------------------------------------------------------------------
+
+def test_the_record_holds_the_worst_days():
+    close = SP500.set_index("date")["close"]
+    fall = close.pct_change()
+    assert len(close) == 8313 and str(close.index[0].date()) == "1990-01-02" and str(close.index[-1].date()) == "2022-12-28"
+    assert str(fall.idxmin().date()) == "2020-03-16" and fall.min() == pytest.approx(-0.1198, abs=1e-4)
+    assert fall["2018-02-05"] == pytest.approx(-0.0410, abs=1e-4)
+    assert fall["2008-10-15"] == pytest.approx(-0.0903, abs=1e-4)
+
+
+def test_the_record_agrees_with_arch():
+    from arch.data import sp500
+
+    other = sp500.load()["Close"]
+    close = SP500.set_index("date")["close"].reindex(other.index)
+    assert len(other) > 5000 and float((close / other - 1).abs().max()) < 1e-6
+
+
+# ---- learning and judging apart ------------------------------------------------------------------------------------------------
+
+def test_no_training_window_shares_a_day_with_a_test_window():
+    date = list(SP500["date"])
+    judged = set.union(*(known_days(date, windows) for windows in calendar_windows("sp500").values()))
+    for name, windows in training_windows("sp500").items():
+        learnt = known_days(date, windows)
+        assert not learnt & judged, name
+        assert max(learnt) <= pd.Timestamp("2017-12-31")
+        assert len(windows.dates) > 1000
+
+
+def test_the_exclusion_is_not_wider_than_needed():
+    "The last window before gfc ends on the eve of gfc's first past close, the next one starts its past after gfc's last close."
+    date = list(SP500["date"])
+    gfc = Windows(start=CRISES["gfc"][0], end=CRISES["gfc"][1])
+    judged = known_days(date, gfc)
+    free = Windows(until="2017-12-31", exclude=(CRISES["gfc"],))
+    before, after = (row for row in (free.dates[free.dates < min(judged)].max(), free.dates[free.dates > max(judged)].min()))
+    assert date.index(before) + 60 == date.index(min(judged)) - 1
+    assert date.index(after) - 20 == date.index(max(judged)) + 1
+
+
+def test_crises_start_in_their_days_and_may_outlive_them():
+    starts = {name: windows.dates for name, windows in calendar_windows("sp500").items()}
+    assert list(starts) == list(CRISES)
+    for name, (first, last) in CRISES.items():
+        assert starts[name].min() >= pd.Timestamp(first) and starts[name].max() <= pd.Timestamp(last)
+    traded = SP500["date"]
+    for name in ("gfc", "volmageddon", "covid"):
+        assert len(starts[name]) == traded.between(*CRISES[name]).sum()
+    assert len(starts["volmageddon"]) == 40 and len(starts["covid"]) == 94 and len(starts["gfc"]) == 146
+    bear = calendar_windows("sp500")["bear_2022"].spans
+    assert bear["last"].max() == traded.iloc[-1] and bear["start"].max() == pd.Timestamp("2022-10-03")
+
+
+def test_covid_holds_the_worst_day_and_volmageddon_its_fall():
+    for name, fall in (("covid", -0.1198), ("volmageddon", -0.0410)):
+        spot = calendar_windows("sp500")[name].paths(dtype=torch.float64).spot
+        assert float((spot[..., 1:] / spot[..., :-1] - 1).min()) == pytest.approx(fall, abs=1e-4)
+
+
+# ---- windows as paths ----------------------------------------------------------------------------------------------------------
+
+def test_a_window_is_the_record_rescaled():
+    windows = Windows(start="2020-02-19", end="2020-02-19")
+    paths = windows.paths(dtype=torch.float64)
+    row = int(np.flatnonzero(SP500["date"] == "2020-02-19")[0])
+    close = SP500["close"].to_numpy()
+    assert paths.spot.shape == (1, 1, 61) and paths.past.shape == (1, 1, 20) and paths.dt == DAY
+    np.testing.assert_allclose(paths.spot[0, 0], close[row:row + 61] / close[row], rtol=1e-14)
+    np.testing.assert_allclose(paths.past[0, 0], np.diff(np.log(close[row - 20:row + 1])), rtol=1e-9)
+
+
+def test_bands_hold_the_trailing_vol_that_the_hedger_sees():
+    for name, windows in training_windows("sp500").items():
+        low, high = BANDS[name.removeprefix("history_")]
+        past = windows.paths(dtype=torch.float64).past
+        vol = (252 * past.square().mean(-1)).sqrt()
+        assert float(vol.min()) >= low - 1e-12 and float(vol.max()) < high + 1e-12
+    everything = len(Windows().dates)
+    assert everything == sum(len(Windows(low=low, high=high).dates) for low, high in BANDS.values()) == 8313 - 80
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dtype_and_layout(dtype):
+    paths = Windows().simulate(7, 60, DAY, generators(0, 1), dtype=dtype)
+    for part, dates in ((paths.spot, 61), (paths.variance, 61), (paths.iv, 61), (paths.past, 20)):
+        assert part.dtype == dtype and part.shape == (2, 7, dates)
+        assert part.transpose(-1, -2).is_contiguous() and torch.isfinite(part).all()
+    assert bool((paths.spot[..., 0] == 1).all()) and float(paths.iv.min()) > 0
+
+
+def test_a_member_draws_alone_as_among_others():
+    windows = Windows(start="2005-01-01", end="2007-01-01")
+    three = windows.simulate(50, 60, DAY, generators(3, 5, 9))
+    alone = windows.simulate(50, 60, DAY, generators(5))
+    single = windows.simulate(50, 60, DAY, generators(5)[0])
+    for part in ("spot", "variance", "iv", "past"):
+        assert torch.equal(getattr(three, part)[1:2], getattr(alone, part)) and torch.equal(getattr(alone, part), getattr(single, part))
+    assert not torch.equal(three.spot[0], three.spot[1])
+
+
+def test_draws_are_uniform_with_replacement():
+    windows = Windows(start="2018-02-01", end="2018-02-14")
+    n_windows, n_paths = len(windows.dates), 20_000
+    last = windows.paths(dtype=torch.float64).spot[0, :, -1]
+    drawn = windows.simulate(n_paths, 60, DAY, generators(0), dtype=torch.float64).spot[0, :, -1]
+    counts = (drawn[:, None] == last).sum(0).double()
+    assert int(counts.sum()) == n_paths
+    expected, error = n_paths / n_windows, (n_paths / n_windows * (1 - 1 / n_windows)) ** 0.5
+    assert float((counts - expected).abs().max()) < 4 * error
+
+
+def test_drawing_does_not_move_the_record():
+    windows = Windows(start="2018-02-01", end="2018-02-14")
+    before = windows.paths().spot.clone()
+    windows.simulate(10, 60, DAY, generators(0)).spot.mul_(2)
+    assert torch.equal(windows.paths().spot, before)
+
+
+# ---- number of episodes --------------------------------------------------------------------------------------------------------
+
+def test_effective_number():
+    assert effective_number(np.array([0]), 60) == pytest.approx(1)
+    assert effective_number(np.array([0, 60, 200]), 60) == pytest.approx(3)
+    assert effective_number(np.array([5, 7]), 4) == pytest.approx(4 / 3)
+    assert effective_number(np.arange(24), 60) == pytest.approx(1.2, abs=0.05)  # 84 closes
+    assert Windows(start="2018-02-01", end="2018-03-31").n_effective == pytest.approx(1.3, abs=0.05)
+
+
+def test_effective_number_is_the_variance_ratio():
+    "Averages of overlapping sums of noise vary as n_effective independent ones do."
+    rows, n_steps, n_trials = np.array([0, 3, 4, 5, 17, 18, 40]), 10, 40_000
+    noise = np.random.default_rng(0).normal(size=(n_trials, 60)).cumsum(1)
+    noise = np.concatenate([np.zeros((n_trials, 1)), noise], 1)
+    average = (noise[:, rows + n_steps] - noise[:, rows]).mean(1)
+    measured = n_steps / average.var()
+    assert measured == pytest.approx(effective_number(rows, n_steps), rel=4 * (2 / n_trials) ** 0.5)
+
+
+# ---- the implied-vol rule ------------------------------------------------------------------------------------------------------
+
+def test_quotes_do_not_know_the_future():
+    close, rule, t = SP500["close"].to_numpy(), variance_rule("sp500"), 5000
+    doubled = np.where(np.arange(len(close)) > t, 2 * close, close)
+    for r in (rule, EWMA):
+        was, now = r.one_day(close), r.one_day(doubled)
+        assert np.array_equal(was[:t + 1], now[:t + 1]) and not np.isclose(was[t + 1], now[t + 1])
+
+
+def test_the_rule_is_fitted_before_the_first_test_day(tmp_path):
+    close = SP500["close"].where(SP500["date"] < "2008-09-01", SP500["close"] * (1 + SP500.index % 2))
+    path = csv(tmp_path, SP500.assign(close=close))
+    assert variance_rule(path) == variance_rule("sp500") != EWMA
+    earlier = SP500["close"].where(SP500["date"] != "2008-08-20", SP500["close"] * 1.2)
+    assert variance_rule(csv(tmp_path, SP500.assign(close=earlier), "moved.csv")) != variance_rule("sp500")
+
+
+def test_recursion_and_average_match_their_definition():
+    rule = VarianceRule(2e-6, 0.03, 0.1, 0.9)
+    close = SP500["close"].to_numpy()[:200]
+    r = np.diff(np.log(close), prepend=np.log(close[0]))
+    v = np.mean(r[1:21] ** 2)
+    for t in range(21, 200):
+        v = rule.omega + (rule.alpha + rule.gamma * (r[t] < 0)) * r[t] ** 2 + rule.beta * v
+    assert rule.one_day(close)[-1] == pytest.approx(252 * v, rel=1e-12)
+    ahead = [252 * v]
+    for _ in range(29):
+        ahead.append(252 * rule.omega + rule.persistence * ahead[-1])
+    assert rule.average(252 * v, 30) == pytest.approx(np.mean(ahead), rel=1e-12)
+    assert rule.average(252 * v, 0) == rule.average(252 * v, 1) == pytest.approx(252 * v)
+    assert EWMA.average(0.04, 60) == pytest.approx(0.04)
+
+
+def test_the_quote_looks_to_expiry():
+    "iv² at t averages the forecast over the days left, so it ends at the one-day variance."
+    paths = Windows(start="2020-03-02", end="2020-03-20").paths(dtype=torch.float64)
+    torch.testing.assert_close(paths.iv[..., -1] ** 2, paths.variance[..., -1])
+    torch.testing.assert_close(paths.iv[..., -2] ** 2, paths.variance[..., -2])
+    rule = variance_rule("sp500")
+    torch.testing.assert_close(paths.iv[..., 0] ** 2, rule.average(paths.variance[..., 0], 60))
+    assert float((paths.iv[..., 0] ** 2 / paths.variance[..., 0]).max()) < 1  # panic fades
+
+
+# ---- own data ------------------------------------------------------------------------------------------------------------------
+
+def test_a_csv_of_the_record_is_the_record(tmp_path):
+    path = csv(tmp_path, SP500)
+    assert calendar(path) == calendar("sp500") and train_end(path) == train_end("sp500") == "2017-12-31"
+    ours, theirs = training_windows(path), training_windows("sp500")
+    assert list(ours) == list(theirs) == ["history_low", "history_medium"]
+    for name in ours:
+        torch.testing.assert_close(ours[name].paths().iv, theirs[name].paths().iv)
+        torch.testing.assert_close(ours[name].paths().spot, theirs[name].paths().spot)
+
+
+@pytest.mark.parametrize("n_rows, start, vol", [(252, "2023-01-02", 0.16), (900, "2021-01-04", 0.7), (2600, "2015-01-02", 0.16), (2000, "2000-01-03", 0.05)])
+def test_a_series_of_ones_own_gets_apart_sets(tmp_path, n_rows, start, vol):
+    frame = invented(n_rows, start, vol)
+    path, date = csv(tmp_path, frame), list(pd.to_datetime(frame["date"]))
+    judged = set.union(*(known_days(date, windows) for windows in calendar_windows(path).values()))
+    for windows in training_windows(path).values():
+        learnt = known_days(date, windows)
+        assert len(windows.dates) >= 20 and not learnt & judged and max(learnt) <= pd.Timestamp(train_end(path))
+    assert "holdout" in calendar(path)
+
+
+def test_the_calendar_keeps_the_crises_that_a_series_can_show(tmp_path):
+    path = csv(tmp_path, invented(2600, "2015-01-02"))
+    assert list(calendar(path)) == ["volmageddon", "covid", "bear_2022", "holdout"]
+    assert calendar(path)["covid"] == CRISES["covid"]
+    assert train_end(path) == str(pd.bdate_range("2015-01-02", periods=2600)[1820].date())
+
+
+def test_quoted_implied_vol_is_taken(tmp_path):
+    frame = invented(300)
+    frame["implied_vol"] = 0.2 + 0.001 * np.arange(300)
+    paths = Windows(csv(tmp_path, frame)).paths(dtype=torch.float64)
+    np.testing.assert_allclose(paths.iv[0, 0], 0.2 + 0.001 * np.arange(20, 81))
+
+
+def test_an_edited_file_is_read_again(tmp_path):
+    import os
+
+    path = csv(tmp_path, invented(300))
+    first = Windows(path).paths().spot
+    csv(tmp_path, invented(300, seed=1))
+    os.utime(path, ns=(0, 1))
+    assert not torch.equal(first, Windows(path).paths().spot)
+
+
+# ---- bad input -----------------------------------------------------------------------------------------------------------------
+
+def put(column, row, value):
+    def change(frame):
+        frame = frame.astype({column: object}) if column in frame else frame.assign(**{column: 0.2}).astype({column: object})
+        frame.loc[row, column] = value
+        return frame
+    return change
+
+
+BAD = {
+    "missing column": (lambda f: f.rename(columns={"close": "price"}), "needs the columns date and close, got date, price; add or rename the column close"),
+    "no date": (lambda f: f.drop(columns="date"), "add or rename the column date"),
+    "unparsable": (put("date", 4, "soon"), "every date must be a day, got 'soon' in row 6 .*write dates like 2020-03-16"),
+    "blank date": (put("date", 4, ""), "every date must be a day, got 'nan' in row 6"),
+    "day first": (put("date", 7, "13/01/2010"), "every date must be a day, got '13/01/2010' in row 9"),
+    "unsorted": (lambda f: f.iloc[::-1], r"dates must increase \(unsorted\), got .* in row 3 .*oldest first"),
+    "duplicate": (lambda f: pd.concat([f.iloc[:5], f.iloc[4:]]), "each date must occur once .* in row 7 .*keep one close per day"),
+    "zero": (put("close", 0, 0.0), "every close must be a positive finite number, got '0.0' in row 2"),
+    "negative": (put("close", 9, -3.5), "positive finite number, got '-3.5' in row 11"),
+    "NaN": (put("close", 9, "NaN"), "positive finite number, got 'nan' in row 11"),
+    "blank": (put("close", 9, ""), "positive finite number, got 'nan' in row 11"),
+    "infinite": (put("close", 9, "inf"), "positive finite number, got 'inf' in row 11"),
+    "separator": (put("close", 9, "1,234.5"), "got '1,234.5' in row 11 .*without separators"),
+    "constant": (lambda f: f.assign(close=100.0), "close must move, got 100.0 on every day"),
+    "too few": (lambda f: f.iloc[:100], "at least 252 daily closes .* got 100: too few rows; give a longer series"),
+    "no rows": (lambda f: f.iloc[:0], "got 0: too few rows"),
+    "per cent": (put("implied_vol", 3, 20.0), r"implied_vol must lie in \(0, 5\), .* got '20.0' in row 5 .*write 20 % as 0.20"),
+    "zero vol": (put("implied_vol", 3, 0.0), "implied_vol must lie in .* got '0.0' in row 5"),
+    "blank vol": (put("implied_vol", 3, ""), "implied_vol must lie in .* got 'nan' in row 5"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_file_is_refused_with_row_and_cure(tmp_path, case):
+    change, message = BAD[case]
+    path = csv(tmp_path, change(invented(300)))
+    with pytest.raises(ValueError, match=message) as caught:
+        load_series(path)
+    assert path in str(caught.value)
+    with pytest.raises(ValueError):
+        Windows(path).dates
+
+
+def test_a_file_that_is_no_table_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="must be 'sp500' or the path of a CSV file, got 'nowhere.csv'.*check the path"):
+        load_series("nowhere.csv")
+    with pytest.raises(FileNotFoundError):
+        load_series(tmp_path)
+    (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "bytes.csv").write_bytes(bytes(range(128, 256)))
+    for name in ("empty.csv", "bytes.csv"):
+        with pytest.raises(ValueError, match="must be a comma-separated text file.*save it as CSV"):
+            load_series(tmp_path / name)
+
+
+def test_generous_where_it_is_safe(tmp_path):
+    frame = invented(300)
+    expected = load_series(csv(tmp_path, frame))
+    frame = frame.assign(date=frame["date"] + " 16:00:00").rename(columns={"date": " Date", "close": "Close "})
+    pd.testing.assert_frame_equal(load_series(csv(tmp_path, frame, "other.csv")), expected)
+
+
+@pytest.mark.parametrize("windows, message", [
+    (Windows(start="2023-01-03", end="2023-06-30"), r"\(1990-01-30…2022-10-03, as its data are 1990-01-02…2022-12-28\), got starts 2023-01-03…2023-06-30.*choose days inside"),
+    (Windows(start="2022-10-04"), "choose days inside"),
+    (Windows(until="1990-02-01"), "until 1990-02-01; choose days inside"),
+    (Windows(n_steps=9000), r"\(no day, as its data"),
+    (Windows(low=3.0), r"trailing vol in \[300%, inf%\), got 3\.\d%…\d+\.\d%; widen the band"),
+    (Windows(start="2008-10-01", end="2008-10-31", exclude=(CRISES["gfc"],)), "no window left by the excluded ranges"),
+])
+def test_an_empty_set_says_why(windows, message):
+    for use in (lambda: windows.dates, lambda: windows.paths(), lambda: windows.simulate(1, windows.n_steps, DAY, generators(0))):
+        with pytest.raises(ValueError, match=message):
+            use()
+
+
+@pytest.mark.parametrize("fields, message", [
+    (dict(low=0.3, high=0.2), "0 <= low < high, got low=0.3, high=0.2"),
+    (dict(low=-0.1), "0 <= low < high"),
+    (dict(n_steps=0), "n_steps >= 1"),
+    (dict(start="2020-01-01", end="2019-01-01"), "must run forward, got 2020-01-01…2019-01-01; swap"),
+    (dict(exclude=(("2020-01-01", "2019-01-01"),)), "must run forward"),
+])
+def test_bad_parameters_are_refused_at_construction(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Windows(**fields)
+
+
+@pytest.mark.parametrize("clock, message", [
+    (dict(n_paths=0), "n_paths must be at least 1, got 0"),
+    (dict(n_steps=30), r"last 60 days, got n_steps=30; build Windows\(…, n_steps=30\)"),
+    (dict(dt=0), "dt = 1/252, got dt=0"),
+    (dict(n_past=30), "carry 20 past returns, got n_past=30"),
+])
+def test_a_clock_that_the_record_lacks_is_refused(clock, message):
+    wanted = dict(n_paths=5, n_steps=60, dt=DAY, n_past=20) | clock
+    with pytest.raises(ValueError, match=message):
+        Windows().simulate(wanted["n_paths"], wanted["n_steps"], wanted["dt"], generators(0)[0], n_past=wanted["n_past"])
+
+
+def test_trailing_vol_by_hand():
+    close = np.exp(0.01 * (np.arange(30) % 2))
+    vol = trailing_vol(close)
+    assert np.isnan(vol[:20]).all() and vol[20:] == pytest.approx(0.01 * 252**0.5)
+
+
+def test_nothing_is_loaded_on_import():
+    import subprocess
+    import sys
+
+    code = "import sys, hirm.history; sys.exit(any(name in sys.modules for name in ('skfolio', 'arch')))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
