@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'Sample', 'halves', 'carried_weights', 'scale_gradients', 'head_gradients', 'product', 'spread', 'erm',
-           'erm_pool', 'erm_reg', 'groupdro', 'term', 'worst_mixture', 'wcvar', 'vrex', 'irm', 'hirm', 'iga', 'hgca',
-           'fishr', 'Method', 'find_method', 'Schedule']
+           'erm_pool', 'erm_reg', 'groupdro', 'term', 'wcvar', 'vrex', 'irm', 'hirm', 'iga', 'hgca', 'fishr', 'Method',
+           'find_method', 'Schedule']
 
-# %% ../nbs/09_objectives.ipynb #5978f0c7
+# %% ../nbs/09_objectives.ipynb #3b7342af
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from .risk import CVaR
+from .risk import CVaR, worst_mixture
 
 # %% ../nbs/09_objectives.ipynb #6580f10e
 @dataclass(frozen=True)
@@ -124,33 +124,7 @@ def term(sample, weight, state):
     excess = tilt[:, None] * (risks - base[:, None])
     return base + torch.where(weight > 0, excess.exp().mean(-1).log() / tilt, 0.0)
 
-# %% ../nbs/09_objectives.ipynb #880b1a81
-def worst_mixture(
-    loss: Tensor,       # losses of E environments, (M, E, P)
-    alpha: float,       # confidence; 0 gives the worst mean
-    steps: int = 40,    # bisections
-) -> Tensor:            # (M,)
-    """Worst CVaR over mixtures of the environments: min_τ max_e τ + E[(L_e - τ)+]/(1-alpha).
-
-    The two sides of the kink at the minimum are mixed so that their slopes cancel: the adversary's own mixture.
-    """
-    def side(tau):
-        excess = loss - tau[:, None, None]
-        bound, worst = (tau[:, None] + excess.clamp_min(0).mean(-1) / (1 - alpha)).max(-1)
-        slope = 1 - (excess > 0).to(loss.dtype).mean(-1) / (1 - alpha)
-        return bound, slope.gather(-1, worst[:, None])[:, 0]
-    with torch.no_grad():
-        low, high = loss.amin((-2, -1)) - 1, loss.amax((-2, -1))
-        for _ in range(steps):
-            middle = (low + high) / 2
-            rising = side(middle)[1] >= 0
-            low, high = torch.where(rising, low, middle), torch.where(rising, middle, high)
-    (left, falling), (right, climbing) = side(low), side(high)
-    gap = climbing - falling
-    share = torch.where(gap > 0, climbing / torch.where(gap > 0, gap, 1.0), 1.0)
-    return share * left + (1 - share) * right
-
-
+# %% ../nbs/09_objectives.ipynb #17bfc534
 def wcvar(sample, weight, state):
     """Worst-case CVaR over mixtures of the environments, for a member with weight 1."""
     if not hasattr(sample.risk, "alpha"):
