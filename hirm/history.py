@@ -73,7 +73,7 @@ def _read_csv(
                          "give a longer series")
     return frame
 
-# %% ../nbs/02_history.ipynb #9611fa86
+# %% ../nbs/02_history.ipynb #3bff877f
 def _checked(
     frame: pd.DataFrame,  # the columns as text
     source: str | Path,  # the file, for the messages
@@ -86,8 +86,9 @@ def _checked(
     close = pd.to_numeric(frame["close"], errors="coerce")
     _refuse(~(np.isfinite(close) & (close > 0)), frame["close"], source, "every close must be a positive finite number",
             "repair or drop the row; write 1234.5 without separators or currency signs")
-    if close.nunique() == 1:
-        raise ValueError(f"history {str(source)!r}: close must move, got {close.iloc[0]} on every day; give daily prices")
+    still = int((close.diff() == 0).sum())
+    if 2 * still > len(close):  # its trailing vol would be 0, and a hedge of it meaningless
+        raise ValueError(f"history {str(source)!r}: close must move on most days, got {still} of {len(close)} unchanged; give daily traded prices")
     data = {"date": date, "close": close}
     if "implied_vol" in frame:
         data["implied_vol"] = vol = pd.to_numeric(frame["implied_vol"], errors="coerce")
