@@ -112,9 +112,9 @@ def test_name_of_the_output(project):
 
 def test_parameters_as_papermill_takes_them(project):
     (project / "file.yaml").write_text("method: groupdro\nseed: 5\n")
-    words = f"nbs/train.ipynb -f {project / 'file.yaml'} -pseed 7 --kernel=python3 -k python3 --no-progress-bar -r weight 1e-3 -- out.ipynb".split()
+    words = f"nbs/train.ipynb -f {project / 'file.yaml'} -pseed 7 --kernel=python3 -k python3 --no-progress-bar -r weight 1e-3 -- -out.ipynb".split()
     plain, options = read_command(words)
-    assert [words[place] for place in plain] == ["nbs/train.ipynb", "out.ipynb"]
+    assert [words[place] for place in plain] == ["nbs/train.ipynb", "-out.ipynb"]
     assert given_parameters(options) == {"method": "groupdro", "seed": "7", "weight": "1e-3"}
     assert given_parameters([("-b", "bWV0aG9kOiB2cmV4")]) == {"method": "vrex"}
 

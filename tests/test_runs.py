@@ -186,7 +186,7 @@ def test_nan_is_refused(tmp_path):
         with pytest.raises(ValueError, match="finite"): run.log(step=1, loss=number)
         with pytest.raises(ValueError, match="finite"): run.finish({"crisis": {"cvar95": number}})
         with pytest.raises(ValueError, match="finite"): run.save_checkpoint(1, {}, number, "rule")
-    assert not run.done and run.metrics().empty
+    assert not run.done and run.metrics().empty and not list((run.folder / "checkpoints").iterdir())
 
 
 # --- the best few

@@ -1,0 +1,75 @@
+"""The pages run, and what they show is what they compute."""
+import json
+import re
+from concurrent.futures import ThreadPoolExecutor
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from conftest import ROOT
+
+NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
+PAGES = [path for path in NOTEBOOKS if path.name[0].isdigit() or path.name == "index.ipynb"]  # experiments are tested through papermill
+NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+MACHINE = re.compile(r"(?<![\w.:/])/(?:home|root|tmp|work|opt|usr|var|mnt|proc|Users|private)/|\bat 0x[0-9a-f]{6,}|[A-Z]:\\Users")
+
+
+def texts(cell):
+    "What a cell shows in words; a table as its plain text."
+    parts = [output.get("text") or output.get("data", {}).get("text/plain", "") for output in cell.get("outputs", [])]
+    return re.sub(r"<Figure size .*?>", "", "\n".join(parts))
+
+
+def same(shown, made, rtol=2e-2, atol=1e-5):
+    "Whether two texts agree: words exactly, numbers up to what another machine's rounding may do."
+    words = [re.sub(r"[\s-]+", " ", NUMBER.sub("#", text)).strip() for text in (shown, made)]
+    numbers = [[float(number) for number in NUMBER.findall(text)] for text in (shown, made)]
+    return words[0] == words[1] and all(abs(a - b) <= atol + rtol * max(abs(a), abs(b)) for a, b in zip(*numbers, strict=True))
+
+
+@pytest.fixture(scope="module")
+def executed():
+    "Each page executed afresh, two at a time, while the first ones are already being compared."
+    def execute(path):
+        notebook = nbformat.read(path, 4)
+        return NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
+    with ThreadPoolExecutor(2) as pool:
+        yield {path: pool.submit(execute, path) for path in PAGES}
+
+
+def test_nbdev_test(tool):
+    done = tool("nbdev_test", timeout=120)
+    assert done.returncode == 0 and "Success" in done.stdout, done.stdout[-3000:]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_stored_outputs_are_what_the_code_makes(path, executed):
+    fresh = executed[path].result()
+    for shown, made in zip(nbformat.read(path, 4).cells, fresh.cells, strict=True):
+        if shown.cell_type != "code": continue
+        assert same(texts(shown), texts(made)), f"{shown.source}\n--- shown\n{texts(shown)}\n--- made\n{texts(made)}"
+        pictures = [["image/png" in output.get("data", {}) for output in cell.outputs].count(True) for cell in (shown, made)]
+        assert pictures[0] == pictures[1], f"{shown.source}\nshows {pictures[0]} pictures and makes {pictures[1]}"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_stored_outputs_are_fit_to_print(path):
+    notebook = nbformat.read(path, 4)
+    assert path.stat().st_size < 600_000
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            assert output.output_type != "error" and output.get("name") != "stderr", cell.source
+            found = MACHINE.search(json.dumps(output.get("text") or {kind: data for kind, data in output.get("data", {}).items() if kind.startswith("text/")}))
+            assert not found, f"{found[0]} in the output of\n{cell.source}"
+
+
+@pytest.mark.parametrize("path", [path for path in NOTEBOOKS if path.name[0].isdigit()], ids=lambda path: path.stem)
+def test_a_page_opens_with_its_question(path):
+    first = nbformat.read(path, 4).cells[0]
+    assert first.cell_type == "markdown" and re.match(r"# .+\n+> .+", first.source)
+
+
+def test_comparison_of_outputs_can_fail():
+    assert same("cvar95  3.70 %", "cvar95   3.74 %") and same("1e-9", "-2e-8")
+    assert not same("cvar95  3.70 %", "cvar95  3.80 %") and not same("done", "gone") and not same("1 2", "1 2 3") and not same("loss nan", "loss 1")

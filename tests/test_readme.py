@@ -1,0 +1,49 @@
+"""README.md is the first page of the book, and its two lines are those that CI types."""
+import re
+import subprocess
+
+from conftest import ROOT
+
+
+def readme(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "book" / "_ext")
+    from readme import readme
+    return readme(ROOT)
+
+
+def commands():
+    "The lines that set up a fresh machine."
+    return re.findall(r"^python3 -m venv .*$", (ROOT / "README.md").read_text(), re.M)
+
+
+def test_readme_is_made_from_the_first_page(monkeypatch):
+    text, figures = readme(monkeypatch)
+    assert (ROOT / "README.md").read_text() == text, "run: python book/_ext/readme.py"
+    assert [path.read_bytes() for path in sorted((ROOT / "book" / "figures").glob("index-*.png"))] == figures
+    assert "#|" not in text
+
+
+def test_links_of_the_readme_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#]+)", (ROOT / "README.md").read_text()):
+        assert target.startswith("http") or (ROOT / target).exists(), target
+
+
+def test_two_commands_set_up_a_fresh_machine():
+    run, test = commands()
+    assert run.endswith("&& papermill nbs/train.ipynb -p method irm") and test.endswith("&& pytest")
+    for command in (run, test): assert "pip install -c constraints.txt -e " in command
+    assert (ROOT / "README.md").read_text().index(test) < 4000  # on the first screens
+
+
+def test_ci_types_the_readme_s_test_command():
+    script = (ROOT / ".ci" / "run").read_text()
+    assert "README.md" in script and "pip install" not in script  # it reads the line, and has none of its own
+    shown = subprocess.run(["bash", str(ROOT / ".ci" / "run"), "--show"], capture_output=True, text=True)
+    assert shown.stdout.strip() == commands()[1]
+
+
+def test_constraints_name_every_package_once_and_leave_torch_free():
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[\w.]+", line) for line in lines)
+    names = [line.split("==")[0].lower().replace("_", "-") for line in lines]
+    assert len(set(names)) == len(names) and "torch" not in names and {"nbdev", "numpy", "papermill", "jupyter-book"} <= set(names)
