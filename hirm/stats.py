@@ -19,7 +19,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import DescrStatsW
 
-# %% ../nbs/14_stats.ipynb #4dafe5e9
+# %% ../nbs/14_stats.ipynb #a019dd56
 MIN_SEEDS = 3
 
 
@@ -33,15 +33,15 @@ def _by_seed(
     for column in ("method", "seed", "environment", metric):
         if column not in frame.columns:
             raise ValueError(f"frame has no column {column!r}, got {list(frame.columns)}; give one row per method, seed and environment")
-    for column, name in (("method", method), ("environment", environment)):
-        if name not in set(frame[column]):
-            raise ValueError(f"no results for {column} {name!r}; the frame has {', '.join(sorted(map(str, set(frame[column]))))}; "
-                             "run it, or leave it out of the criteria")
-    rows = frame[(frame.method == method) & (frame.environment == environment)]
-    twice = sorted(set(rows.seed[rows.seed.duplicated()]))
+    rows = frame[(frame["method"] == method) & (frame["environment"] == environment)]
+    if rows.empty:
+        names = {column: ", ".join(sorted(map(str, frame[column].unique()))) for column in ("method", "environment")}
+        raise ValueError(f"no results of {method!r} in {environment!r}; the frame has methods {names['method']} and environments "
+                         f"{names['environment']}; run what is missing, or change the criteria")
+    twice = sorted(set(rows["seed"][rows["seed"].duplicated()]))
     if twice:
         raise ValueError(f"{method} has several rows for seed(s) {twice} in {environment}; keep one run per seed")
-    values = rows.set_index("seed")[metric].astype(float).sort_index()
+    values = pd.Series(rows[metric].to_numpy(float), index=pd.Index(rows["seed"], name="seed")).sort_index()
     if not np.isfinite(values).all():
         raise ValueError(f"{metric} of {method} in {environment} is not finite for seed(s) {list(values.index[~np.isfinite(values)])}; "
                          "a diverged run is a result: train it again or report it, do not average over it")
@@ -65,13 +65,11 @@ def pair(
         raise ValueError(f"a comparison needs at least {MIN_SEEDS} seeds, got {len(arms[method])} of {method} in {environment}; run more seeds")
     return pd.DataFrame({"method": arms[method], "reference": arms[reference]})
 
-# %% ../nbs/14_stats.ipynb #9718894a
+# %% ../nbs/14_stats.ipynb #5965ee18
 def log_ratio(
     frame: pd.DataFrame, # tidy results
     metric: str,         # a positive column: cvar95, turnover, …
-    method: str,
-    reference: str,
-    environment: str,
+    method: str, reference: str, environment: str,
 ) -> pd.Series:          # log(method / reference) by seed; -0.105 is 10 % lower
     """The log ratio of a positive metric to the reference's, by seed. Raises ValueError where a value is not positive."""
     pairs = pair(frame, metric, method, reference, environment)
@@ -161,12 +159,10 @@ def holm(
     """Holm's adjusted p values."""
     return multipletests(np.asarray(p, dtype=float), method="holm")[1]
 
-# %% ../nbs/14_stats.ipynb #bdab0833
+# %% ../nbs/14_stats.ipynb #1a739590
 def pnl_difference(
     frame: pd.DataFrame, # tidy results with mean_pnl and premium, in one unit
-    method: str,
-    reference: str,
-    environment: str,
+    method: str, reference: str, environment: str,
 ) -> pd.Series:          # mean P&L less the reference's, basis points of the premium, by seed
     """The difference in mean P&L by seed. Raises ValueError if the two arms were not paid the same premium."""
     pnl, premium = (pair(frame, metric, method, reference, environment) for metric in ("mean_pnl", "premium"))

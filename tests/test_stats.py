@@ -1,0 +1,332 @@
+"""Statistics: the promises of size, coverage and power on laws whose answer is known, and the door that drops nobody."""
+import ast
+import itertools
+import re
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats as st
+
+from hirm.stats import (CONTROLS, CRITERIA, Criteria, apart, bca, block_interval, compare, cvar_standard_error, degradation, holm, iqm,
+                        log_ratio, pair, pnl_difference, probability_of_improvement, sign_flip, verdict, within)
+
+ONE = replace(CRITERIA, methods=("irm",), ties=(), beats=())
+
+
+@pytest.fixture(autouse=True)
+def no_garbage_collection(monkeypatch):
+    monkeypatch.setattr("gc.collect", lambda: 0)  # statsmodels' multipletests collects on every call, which is most of its time
+
+
+def binomial_error(p, trials):
+    return np.sqrt(p * (1 - p) / trials)
+
+
+def study(truth, rng, n_seeds=30, spread=0.06, turnover=None, pnl=None):
+    """A tidy frame: each method's true crisis ratio to ERM, seeds with a luck that all methods share."""
+    luck, rows = 0.1 * rng.standard_normal(n_seeds), []
+    for name, gain in truth.items():
+        for environment, level in (("low", 0.5), ("medium", 1.1), ("crisis", 4.0 * gain)):
+            rows.append(pd.DataFrame({
+                "method": name, "seed": np.arange(n_seeds), "environment": environment,
+                "cvar95": level * np.exp(luck + spread * rng.standard_normal(n_seeds)),
+                "mean_pnl": -0.3 + (pnl or {}).get(name, 0) + 0.01 * rng.standard_normal(n_seeds),
+                "turnover": 2.9 * (turnover or {}).get(name, 1) * np.exp(0.03 * rng.standard_normal(n_seeds)), "premium": 10.0}))
+    return pd.concat(rows, ignore_index=True)
+
+
+def answers(frame, criteria):
+    table = verdict(frame, criteria)
+    return {(str(row.criterion), row.method): row.verdict for row in table.itertuples()}
+
+
+@pytest.fixture
+def frame():
+    return study({"erm": 1.0, "irm": 0.8}, np.random.default_rng(0), n_seeds=6)
+
+
+# the door
+
+def test_missing_seed_is_named(frame):
+    with pytest.raises(ValueError, match=r"irm lacks seed\(s\) \[2, 5\] in crisis which erm has.*run them"):
+        pair(frame[~((frame.method == "irm") & frame.seed.isin([2, 5]))], "cvar95", "irm", "erm", "crisis")
+    with pytest.raises(ValueError, match=r"erm lacks seed\(s\) \[4\] in low"):
+        verdict(frame[~((frame.method == "erm") & (frame.seed == 4) & (frame.environment == "low"))], ONE)
+
+
+@pytest.mark.parametrize("metric", ["cvar95", "turnover", "mean_pnl", "premium"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_not_finite_is_refused(frame, metric, value):
+    frame.loc[(frame.method == "irm") & (frame.environment == "crisis") & (frame.seed == 3), metric] = value
+    with pytest.raises(ValueError, match=rf"{metric} of irm in crisis is not finite for seed\(s\) \[3\]"):
+        verdict(frame, ONE)
+
+
+def test_few_seeds_repeats_and_unknown_names_are_refused(frame):
+    with pytest.raises(ValueError, match="at least 3 seeds, got 2 of irm.*run more"):
+        verdict(frame[frame.seed < 2], ONE)
+    with pytest.raises(ValueError, match=r"irm has several rows for seed\(s\) \[0, 1, 2, 3, 4, 5\]"):
+        pair(pd.concat([frame, frame[frame.method == "irm"]]), "cvar95", "irm", "erm", "crisis")
+    with pytest.raises(ValueError, match="no results of 'hirm' in 'crisis'; the frame has methods erm, irm and environments crisis, low, medium"):
+        verdict(frame, CRITERIA)
+    with pytest.raises(ValueError, match="no results of 'irm' in 'gfc'.*run what is missing"):
+        verdict(frame, replace(ONE, environment="gfc"))
+    with pytest.raises(ValueError, match="no column 'turnover'"):
+        verdict(frame.drop(columns="turnover"), ONE)
+
+
+def test_a_ratio_needs_a_size_and_a_difference_one_premium(frame):
+    irm = (frame.method == "irm") & (frame.seed == 1)
+    with pytest.raises(ValueError, match=r"must be positive for a ratio.*seed\(s\) \[1\]"):
+        log_ratio(frame.assign(cvar95=frame.cvar95.where(~irm, -0.1)), "cvar95", "irm", "erm", "crisis")
+    with pytest.raises(ValueError, match="different premiums in crisis"):
+        pnl_difference(frame.assign(premium=frame.premium.where(~irm, 11.0)), "irm", "erm", "crisis")
+    with pytest.raises(ValueError, match="premium must be positive"):
+        pnl_difference(frame.assign(premium=0.0), "irm", "erm", "crisis")
+
+
+@pytest.mark.parametrize("wrong", [{"improvement": 10}, {"alpha": 0.95}, {"turnover": 0}, {"tie": -0.05}, {"pnl": 0}, {"seeds": 2}])
+def test_criteria_refuse_per_cent(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Criteria(**wrong)
+
+
+def test_pairs_follow_the_seed_not_the_row(frame):
+    shuffled = frame.sample(frac=1, random_state=0)
+    pd.testing.assert_frame_equal(verdict(frame, ONE), verdict(shuffled, ONE))
+
+
+# small sums by hand
+
+def test_summaries_by_hand():
+    assert iqm([1, 2, 3, 4, 5, 6, 7, 100]) == 4.5
+    share, low, high = probability_of_improvement([0.9, 0.9, 1.0, 1.1])
+    assert share == 0.625 and 0 < low < share < high < 1
+    assert np.allclose(holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+
+
+def test_sign_flip_counts_all_flips():
+    x = np.array([-0.3, -0.1, 0.05, -0.2, -0.15, 0.02])
+    sums = [np.dot(signs, x) for signs in itertools.product([1, -1], repeat=6)]
+    assert np.isclose(sign_flip(x, 0.0, np.random.default_rng(0)), np.mean(np.array(sums) <= x.sum() + 1e-12))
+    assert np.isclose(sign_flip(x + 7, 7.0, np.random.default_rng(0)), sign_flip(x, 0.0, np.random.default_rng(0)))
+
+
+def test_within_is_two_one_sided_t_tests():
+    x = np.random.default_rng(1).normal(0.1, 1, 12)
+    above, below = (st.ttest_1samp(x, edge, alternative=side).pvalue for edge, side in ((-0.5, "greater"), (0.7, "less")))
+    assert np.isclose(within(x, -0.5, 0.7).p, max(above, below))
+    assert np.allclose(within(x)[1:3], st.ttest_1samp(x, 0).confidence_interval(0.95))
+
+
+def test_no_spread_is_certain_and_the_very_margin_is_not():
+    same = np.zeros(5)
+    assert within(same, -0.1, 0.1).p == 0 and within(same, upper=-0.1).p == 1 and within(same, upper=-0.1).outside
+    assert within(same, upper=0.0).p == 1 and bca(same, np.random.default_rng(0)) == (0, 0)
+
+
+def test_degradation_ignores_a_gain_that_is_the_same_everywhere(frame):
+    gain = degradation(frame, "irm")
+    everywhere = frame.assign(cvar95=frame.cvar95 * np.where(frame.method == "irm", 0.7, 1))
+    assert np.allclose(gain, degradation(everywhere, "irm"))
+    crisis = frame.assign(cvar95=frame.cvar95 * np.where((frame.method == "irm") & (frame.environment == "crisis"), 0.7, 1))
+    assert np.allclose(degradation(crisis, "irm") - gain, np.log(0.7))
+
+
+# coverage
+
+@pytest.mark.parametrize("n, least, most", [(10, 0.86, 0.93), (30, 0.90, 0.97)])
+def test_coverage_on_lognormal_ratios(n, least, most):
+    """BCa is honest about its shortness at few seeds; Student's interval covers what it says."""
+    rng, trials = np.random.default_rng(n), 1000
+    data = np.log(0.9) + 0.1 * rng.standard_normal((trials, n))
+    hit = lambda low, high: low < np.log(0.9) < high
+    covered = np.mean([hit(*bca(x, rng, resamples=499)) for x in data])
+    assert least < covered < most
+    student = np.mean([hit(*within(x)[1:3]) for x in data])
+    assert abs(student - 0.95) < 3 * binomial_error(0.95, trials)
+
+
+def test_wilson_covers():
+    rng, trials = np.random.default_rng(2), 2000
+    inside = [low < 0.7 < high for _, low, high in (probability_of_improvement(r) for r in np.where(rng.random((trials, 20)) < 0.7, 0.9, 1.1))]
+    assert np.mean(inside) > 0.95 - 0.015 - 3 * binomial_error(0.95, trials)
+
+
+# false positives
+
+@pytest.mark.parametrize("n", [5, 10, 30])
+def test_two_erm_arms_do_not_win(n):
+    """Two arms of one heavy-tailed law, one seed in ten collapsing: neither test wins more often than alpha."""
+    rng, trials = np.random.default_rng(n), 1500
+    arms = 0.05 * rng.standard_t(3, (2, trials, n)) + 0.5 * (rng.random((2, trials, n)) < 0.1)
+    limit = 0.025 + 3 * binomial_error(0.025, trials)
+    assert np.mean([within(x, upper=0.0).p <= 0.025 for x in arms[1] - arms[0]]) < limit
+    assert np.mean([within(x, upper=np.log(0.9)).p <= 0.025 for x in arms[1] - arms[0]]) < 0.01
+    if n == 10:
+        flips = [sign_flip(x, 0.0, rng, resamples=1024) <= 0.025 for x in (arms[1] - arms[0])[:500]]
+        assert 0.003 < np.mean(flips) < 0.025 + 3 * binomial_error(0.025, 500)
+
+
+def test_size_at_the_margin():
+    """A gain of exactly 10 %, a difference of exactly 5 %: claimed with probability alpha, neither more nor much less."""
+    rng, trials = np.random.default_rng(3), 4000
+    x, error = 0.04 * rng.standard_normal((trials, 30)), 3 * binomial_error(0.025, trials)
+    superior = np.mean([within(row, upper=np.log(0.9)).p <= 0.025 for row in np.log(0.9) + x])
+    tied = np.mean([within(row, np.log(0.95), np.log(1.05)).p <= 0.025 for row in np.log(1.05) + x])
+    assert abs(superior - 0.025) < error and abs(tied - 0.025) < error
+
+
+def test_family_of_methods_on_the_margin():
+    """Five methods exactly on the margin: the whole verdict makes a first false claim in at most alpha of the studies."""
+    rng, trials = np.random.default_rng(4), 80
+    names, wins, naive = CRITERIA.methods, 0, 0
+    for _ in range(trials):
+        frame = study({"erm": 1.0, **dict.fromkeys(names, 0.9)}, rng, n_seeds=10)
+        table = verdict(frame, replace(CRITERIA, seeds=10, alpha=0.1, ties=(), beats=()))
+        first = table[table.criterion == "H1 crisis cvar95 / erm < 0.9"]
+        wins += (first.verdict == "holds").any()
+        naive += any(within(log_ratio(frame, "cvar95", m, "erm", "crisis"), upper=np.log(0.9)).p <= 0.1 for m in names)
+    assert wins / trials < 0.1 + 3 * binomial_error(0.1, trials) < naive / trials
+
+
+# the verdict
+
+def test_verdict_on_known_truths():
+    rng = np.random.default_rng(5)
+    truth = {"erm": 1.0, "irm": 0.78, "hirm": 0.78, "vrex": 0.78, "groupdro": 1.15, "erm_reg": 1.0}
+    frame = study(truth, rng, spread=0.03, turnover={"hirm": 1.4}, pnl={"vrex": -0.10})   # 0.10 of a premium of 10: 100 bp
+    said = answers(frame, CRITERIA)
+    claim = "H1 with both guards"
+    assert [said[claim, m] for m in ("irm", "hirm", "vrex", "groupdro", "erm_reg")] == ["holds", "fails", "fails", "fails", "fails"]
+    assert said["guard: turnover / erm < 1.2", "hirm"] == "fails" and said["guard: mean P&L - erm > -50 bp of premium", "vrex"] == "fails"
+    assert all(said["H1 crisis cvar95 / erm < 0.9", m] == "holds" for m in ("irm", "hirm", "vrex"))
+    assert said["H2 degradation / erm < 1", "irm"] == "holds" and said["H2 degradation / erm < 1", "groupdro"] == "fails"
+    assert said["ties erm within 5%", "erm_reg"] == "holds" and said["beats irm", "hirm"] == "undecided"
+
+
+def test_not_significant_is_not_a_tie():
+    frame = study({"erm": 1.0, "irm": 1.0}, np.random.default_rng(6), n_seeds=5, spread=0.3)
+    assert answers(frame, replace(ONE, seeds=5, ties=(("irm", "erm"),)))["ties erm within 5%", "irm"] == "undecided"
+
+
+def test_an_undecided_guard_leaves_the_claim_undecided():
+    frame = study({"erm": 1.0, "irm": 0.7}, np.random.default_rng(7), turnover={"irm": 1.2})
+    said = answers(frame, ONE)
+    assert said["H1 crisis cvar95 / erm < 0.9", "irm"] == "holds" and said["H1 with both guards", "irm"] == "undecided"
+
+
+def test_fewer_seeds_than_registered_is_interim(frame):
+    assert verdict(frame, ONE).verdict.str.startswith("interim: ").all()
+    assert not verdict(frame, replace(ONE, seeds=6)).verdict.str.startswith("interim").any()
+
+
+def test_p_values_are_holms_within_a_criterion_and_the_claim_is_the_strictest():
+    frame = study({"erm": 1.0, "irm": 0.86, "hirm": 0.87, "vrex": 0.85}, np.random.default_rng(8))
+    table = verdict(frame, replace(CRITERIA, methods=("irm", "hirm", "vrex"), ties=(), beats=())).set_index(["criterion", "method"])
+    raw = [within(log_ratio(frame, "cvar95", m, "erm", "crisis"), upper=np.log(0.9)).p for m in ("irm", "hirm", "vrex")]
+    p = lambda name: table.loc[name, "p"][["irm", "hirm", "vrex"]].to_numpy()
+    assert np.allclose(p("H1 crisis cvar95 / erm < 0.9"), holm(raw)) and not np.allclose(holm(raw), raw)
+    parts = [p(name) for name in ("H1 crisis cvar95 / erm < 0.9", "guard: turnover / erm < 1.2", "guard: mean P&L - erm > -50 bp of premium")]
+    assert (p("H1 with both guards") >= np.max(parts, axis=0) - 1e-15).all()
+
+
+def test_verdict_ignores_arms_that_were_not_registered(frame):
+    delta = frame[frame.method == "erm"].assign(method="delta", cvar95=np.nan)
+    pd.testing.assert_frame_equal(verdict(pd.concat([frame, delta]), ONE), verdict(frame, ONE))
+
+
+def test_identical_arms_tie_and_never_win():
+    """The control of identical environments: every method equals ERM to the last bit."""
+    erm = study({"erm": 1.0}, np.random.default_rng(9))
+    frame = pd.concat([erm, *(erm.assign(method=m) for m in CRITERIA.methods)])
+    said = answers(frame, replace(CRITERIA, beats=(), ties=tuple((m, "erm") for m in CRITERIA.methods)))
+    assert all(word == {"ties": "holds", "H1": "fails", "H2": "undecided", "guard:": "holds"}[name.split()[0]] for (name, _), word in said.items())
+
+
+def test_controls_come_out_as_nothing():
+    names = {"erm", *CONTROLS.methods, *itertools.chain(*CONTROLS.ties)}
+    said = answers(study(dict.fromkeys(sorted(names), 1.0), np.random.default_rng(10), spread=0.04), CONTROLS)
+    assert all(word == "holds" for (name, _), word in said.items() if name.startswith("ties")) and said["H1 with both guards", "erm_again"] == "fails"
+
+
+def test_compare_pairs_by_seed():
+    frame = study({"erm": 1.0, "irm": 0.8}, np.random.default_rng(11))
+    table = compare(frame, np.random.default_rng(0), criteria=ONE, resamples=999)
+    row, x = table.loc["irm"], log_ratio(frame, "cvar95", "irm", "erm", "crisis")
+    assert row.low < row.ratio < row.high and np.isclose(row.ratio, np.exp(x.mean())) and row.p_sign_flip <= 0.0011
+    assert row.low > 0.72 and row.high < 0.88
+    again = compare(frame, np.random.default_rng(0), criteria=ONE, resamples=999)
+    pd.testing.assert_frame_equal(table, again)
+
+
+# power
+
+def test_disjoint_intervals_have_five_per_cent_where_the_paired_test_has_ninety():
+    rng, n, rho, trials = np.random.default_rng(12), 30, 0.65, 1500
+    effect = 2.9974 / np.sqrt(n) * np.sqrt(2 * (1 - rho))  # noncentral t: power 0.90 at one-sided 5 % with 29 degrees of freedom
+    assert np.isclose(1 - st.nct.cdf(st.t.ppf(0.95, n - 1), n - 1, 2.9974), 0.9, atol=1e-3)
+    z = rng.standard_normal((trials, 3, n))
+    reference, method = np.sqrt(rho) * z[:, 0] + np.sqrt(1 - rho) * z[:, 1], np.sqrt(rho) * z[:, 0] + np.sqrt(1 - rho) * z[:, 2] - effect
+    paired = np.mean([within(m - r, upper=0.0).p <= 0.05 for m, r in zip(method, reference)])
+    flag = np.mean([apart(m, r) for m, r in zip(method, reference)])
+    assert abs(paired - 0.9) < 3 * binomial_error(0.9, trials) and abs(flag - 0.05) < 0.01 + 3 * binomial_error(0.05, trials)
+
+
+# the error of a CVaR
+
+@pytest.mark.parametrize("law, expected", [(st.norm(), 2.466), (st.t(4), 7.836)])
+def test_cvar_standard_error_against_the_closed_form(law, expected):
+    n = 2_000_000
+    loss = law.ppf((np.arange(n) + 0.5) / n)  # the law itself, on a grid: no noise
+    assert np.isclose(cvar_standard_error(loss) * np.sqrt(n), expected, rtol=3e-3)
+
+
+def test_cvar_standard_error_is_the_spread_over_repetitions():
+    rng, n = np.random.default_rng(13), 4000
+    loss = rng.standard_normal((600, n))
+    other = 0.9 * loss + 0.3 * rng.standard_normal((600, n))
+    cvar = lambda x: np.sort(x, axis=-1)[:, -n // 20:].mean(-1)
+    assert np.isclose(cvar_standard_error(loss).mean(), cvar(loss).std(), rtol=0.09)
+    assert np.isclose(cvar_standard_error(loss, reference=other).mean(), (cvar(loss) - cvar(other)).std(), rtol=0.09)
+
+
+def test_cvar_standard_error_refuses():
+    with pytest.raises(ValueError, match=r"alpha must lie in \(0, 1\), got 95; for the worst 5 % write 0.95"):
+        cvar_standard_error(np.arange(10.0), 95)
+    with pytest.raises(ValueError, match="loss must be finite, got 1 of 3"):
+        cvar_standard_error([1.0, np.nan, 2.0])
+
+
+# real windows
+
+def test_block_bootstrap_covers_where_independent_days_do_not():
+    rng, trials, n = np.random.default_rng(14), 120, 250
+    hits = np.zeros(2)
+    for _ in range(trials):
+        shocks, days = rng.standard_normal(n + 50), np.zeros(n + 50)
+        for t in range(1, n + 50):
+            days[t] = 0.6 * days[t - 1] + shocks[t]
+        low, high, block = block_interval(days[50:], rng, resamples=300)
+        naive = bca(days[50:], rng, resamples=300)
+        hits += (low < 0 < high), (naive[0] < 0 < naive[1])
+        assert block > 1
+    assert hits[0] / trials > 0.80 and hits[1] / trials < 0.80
+
+
+def test_block_bootstrap_refuses_a_handful_of_days():
+    for wrong in (np.zeros(19), np.zeros((2, 30)), np.full(30, np.nan)):
+        with pytest.raises(ValueError, match="at least 20 days"):
+            block_interval(wrong, np.random.default_rng(0))
+    assert block_interval(np.ones(30), np.random.default_rng(0))[:2] == (1, 1)
+
+
+# the page and the code say the same
+
+def test_preregistration_holds_the_numbers_of_the_code():
+    page = (Path(__file__).parents[1] / "book" / "preregistration.md").read_text()
+    written = {name: ast.literal_eval(value) for name, value in re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", page, flags=re.M) if hasattr(CRITERIA, name)}
+    assert written == asdict(CRITERIA)
