@@ -24,25 +24,30 @@ def _require(
     if not claim:
         raise ValueError(f"{what}, got {got}; {cure}")
 
-# %% ../nbs/01_markets.ipynb #60c78959
+# %% ../nbs/01_markets.ipynb #f80deafa
 def _number(
     name: str, # of the parameter
     value: float, # of the parameter
+    cure: str = "annualised decimals are meant: 20 % vol is 0.2, its variance 0.04", # what to write instead
     positive: bool = False, # refuse zero too
 ) -> None:
-    "Refuse a parameter that is not a finite number of the right sign."
-    rule = "positive" if positive else "zero or positive"
-    fine = isinstance(value, (int, float)) and math.isfinite(value) and (value > 0 if positive else value >= 0)
-    _require(fine, f"{name} must be a finite {rule} number", value, "annualised decimals are meant: 20 % vol is 0.2, its variance 0.04")
+    "Refuse a parameter that is not a finite number, zero or positive."
+    fine = isinstance(value, (int, float)) and math.isfinite(value) and (value > 0 or value == 0 and not positive)
+    _require(fine, f"{name} must be finite and {'positive' if positive else 'not negative'}", value, cure)
 
-# %% ../nbs/01_markets.ipynb #4edcfa12
+# %% ../nbs/01_markets.ipynb #ab513f84
 def _correlation(
     rho: float, # between spot and vol
 ) -> None:
     "Refuse a correlation outside (-1, 1)."
-    _require(-1 < rho < 1, "rho must lie strictly between -1 and 1", rho, "for a perfect link take 0.999 with its sign")
+    _require(-1 < rho < 1, "rho must lie strictly between -1 and 1", rho, "for a nearly perfect link take 0.99 with its sign")
 
-# %% ../nbs/01_markets.ipynb #6fec6836
+# %% ../nbs/01_markets.ipynb #62bacb95
+def _tau(n_steps: int, dt: float, like: Tensor) -> Tensor:
+    "Years to expiry at each date, (n_steps+1,), exactly 0 at the last."
+    return dt * torch.arange(n_steps, -1, -1, dtype=like.dtype, device=like.device)
+
+# %% ../nbs/01_markets.ipynb #16d49187
 @dataclass(frozen=True)
 class Paths:
     "Prices of one market along many paths, with what a quote would tell at each date."
@@ -62,7 +67,7 @@ class Paths:
     @property
     def tau(self) -> Tensor:
         "Years to expiry at each date, (n_steps+1,), exactly 0 at the last."
-        return self.dt * torch.arange(self.n_steps, -1, -1, dtype=self.spot.dtype, device=self.spot.device)
+        return _tau(self.n_steps, self.dt, self.spot)
 
     def _map(self, change) -> "Paths":
         "Apply `change` to each tensor in its time-major layout."
@@ -106,12 +111,15 @@ class Paths:
         swap[..., 1:, :] += ((variance[..., 1:, :] + variance[..., :-1, :]) * (self.dt / 2)).cumsum(dim=-2)
         return swap.mT if self.jumped is None else swap.mT + self.jumped
 
-# %% ../nbs/01_markets.ipynb #021deac7
+# %% ../nbs/01_markets.ipynb #f2d8a710
 def _join(how, paths: Sequence[Paths], dim: int) -> Paths:
-    "Join each field of several paths."
-    joined = lambda name: how([getattr(p, name).mT for p in paths], dim).mT if getattr(paths[0], name) is not None else None
-    _require(len({p.dt for p in paths}) == 1, "paths that are joined must share dt", [p.dt for p in paths], "simulate them on one grid")
-    return Paths(*map(joined, ("spot", "variance", "iv", "past")), paths[0].dt, joined("jumped"))
+    "Join each field of several paths in its time-major layout."
+    first = paths[0]
+    _require(all(p.dt == first.dt for p in paths), "paths that are joined must share dt", [p.dt for p in paths], "simulate them on one grid")
+    if len(paths) == 1 and how is torch.cat:
+        return first
+    names = [f.name for f in fields(first) if isinstance(getattr(first, f.name), Tensor)]
+    return replace(first, **{name: how([getattr(p, name).mT for p in paths], dim).mT for name in names})
 
 # %% ../nbs/01_markets.ipynb #a39dc83d
 def stack(
@@ -128,15 +136,15 @@ def concat(
     "Chain several `Paths` along the axis of paths."
     return _join(torch.cat, paths, -1)
 
-# %% ../nbs/01_markets.ipynb #d8a21562
-def _each(generator: torch.Generator | Sequence[torch.Generator]) -> list[torch.Generator]:
-    "List the members' generators."
+# %% ../nbs/01_markets.ipynb #1112eda6
+def _members(generator: torch.Generator | Sequence[torch.Generator]) -> list[torch.Generator]:
+    "List the generators, one per member."
     members = [generator] if isinstance(generator, torch.Generator) else list(generator) if isinstance(generator, Sequence) else []
     _require(members and all(isinstance(g, torch.Generator) for g in members), "generator must be a torch.Generator, or one per member",
              repr(generator), "write torch.Generator().manual_seed(0)")
     return members
 
-# %% ../nbs/01_markets.ipynb #cad8b443
+# %% ../nbs/01_markets.ipynb #28fa9fae
 def normals(
     shape: Sequence[int], # of one member's draws
     generator: torch.Generator | Sequence[torch.Generator], # one, or one per member
@@ -144,7 +152,7 @@ def normals(
     device: torch.device | str | None = None, # of the result; None: the generator's own
 ) -> Tensor: # (M, *shape)
     "Draw standard normals, each member from its own generator."
-    members = _each(generator)
+    members = _members(generator)
     draws = torch.empty(len(members), *shape, dtype=dtype, device=members[0].device)
     for row, member in zip(draws, members):
         row.normal_(generator=member)
@@ -153,7 +161,7 @@ def normals(
 # %% ../nbs/01_markets.ipynb #c04f5da3
 BLOCK = 2048 # paths drawn at a time: small enough for the cache, and fixed, so that results do not depend on how a caller chunks
 
-# %% ../nbs/01_markets.ipynb #17760700
+# %% ../nbs/01_markets.ipynb #748839ae
 class Market:
     "What every simulated market shares; a market of your own writes `log_returns` and `expected_variance`."
 
@@ -170,28 +178,23 @@ class Market:
     ) -> Paths: # leading axis: members
         "Simulate paths from S_0 = 1; member i draws from generator i alone."
         for name, count, least in (("n_paths", n_paths, 1), ("n_steps", n_steps, 1), ("n_past", n_past, 0)):
-            _require(isinstance(count, int) and count >= least, f"{name} must be a whole number of at least {least}", count, "for example 1024 paths of 60 steps after 20 days")
-        _require(isinstance(dt, (int, float)) and math.isfinite(dt) and dt > 0, "dt must be positive years per step", dt, "a trading day is 1/252; maturity is n_steps * dt")
-        members = _each(generator)
-        device = torch.device(device) if device is not None else members[0].device
-        new = lambda rows: torch.empty(len(members), rows, n_paths, dtype=dtype, device=device)
-        tau = dt * torch.arange(n_steps, -1, -1, dtype=dtype, device=device)
-        spot, variance, iv, past, jumped = new(n_steps + 1), new(n_steps + 1), new(n_steps + 1), new(n_past), None
-        for start in range(0, n_paths, BLOCK):
-            columns = slice(start, min(start + BLOCK, n_paths))
-            width = columns.stop - start
-            # whole vector lanes, so that a member's arithmetic does not depend on who sits beside it
-            known = torch.empty(len(members), n_past + n_steps + 1, -(-width // 64) * 64, dtype=dtype, device=device)
-            returns, jumps = self.log_returns(known, n_past, dt, members)
-            ahead = known[:, n_past:]
-            past[..., columns] = returns[:, :n_past, :width]
-            variance[..., columns] = ahead[..., :width]
-            iv[..., columns] = self.expected_variance(ahead.mT, tau).sqrt_().mT[..., :width]
-            spot[..., columns] = _accumulate(returns[:, n_past:]).exp_()[..., :width]
-            if jumps is not None:
-                jumped = new(n_steps + 1) if jumped is None else jumped
-                jumped[..., columns] = _accumulate(jumps[:, n_past:])[..., :width]
-        return Paths(spot.mT, variance.mT, iv.mT, past.mT, dt, None if jumped is None else jumped.mT)
+            _require(isinstance(count, int) and count >= least, f"{name} must be a whole number of at least {least}", count,
+                     "for example 1024 paths of 60 steps after 20 days")
+        _number("dt", dt, "a trading day is 1/252 years, and maturity is n_steps * dt", positive=True)
+        grid = n_steps, n_past, dt, _members(generator), dtype, device
+        return concat([self._block(min(BLOCK, n_paths - start), *grid) for start in range(0, n_paths, BLOCK)])
+
+    def _block(self, width, n_steps, n_past, dt, generators, dtype, device) -> Paths:
+        "Simulate at most BLOCK paths."
+        # whole vector lanes, so that a member's arithmetic does not depend on who sits beside it
+        lanes, device = -(-width // 64) * 64, generators[0].device if device is None else device
+        variance = torch.empty(len(generators), n_past + n_steps + 1, lanes, dtype=dtype, device=device)
+        returns, jumps = self.log_returns(variance, n_past, dt, generators)
+        ahead = variance[:, n_past:]
+        iv = self.expected_variance(ahead.mT, _tau(n_steps, dt, ahead)).sqrt()
+        keep = lambda x: x[..., :width].contiguous().mT
+        return Paths(keep(_accumulate(returns[:, n_past:]).exp_()), keep(ahead), keep(iv.mT), keep(returns[:, :n_past]), dt,
+                     None if jumps is None else keep(_accumulate(jumps[:, n_past:])))
 
     def stream(
         self,
@@ -233,7 +236,7 @@ class GBM(Market):
         noise = normals((variance.shape[1] - 1, variance.shape[2]), generators, variance.dtype, variance.device)
         return noise.mul_(self.vol * math.sqrt(dt)).sub_(self.vol**2 * dt / 2), None
 
-# %% ../nbs/01_markets.ipynb #97d55d2b
+# %% ../nbs/01_markets.ipynb #3bc8d7db
 @dataclass(frozen=True)
 class Heston(Market):
     "Square-root variance, stepped by Andersen's quadratic-exponential scheme with martingale correction."
@@ -273,13 +276,13 @@ class Heston(Market):
         noise, tail = draws[:, 0], None
         if bend: # the exponential draw -log(1 - U) of the same normal
             tail = torch.erfc(noise * math.sqrt(0.5)).mul_(0.5).log_().neg_().unbind(1)
-        rows, buffers = variance.unbind(1), [torch.empty_like(noise[:, 0]) for _ in range(4)]
+        rows, noises, buffers = variance.unbind(1), noise.unbind(1), [torch.empty_like(noise[:, 0]) for _ in range(4)]
         rows[n_past].fill_(self.v0)
         # the past runs backwards from v0: a square-root process is time-reversible
-        moves = [(i + 1, i, i) for i in range(n_past - 1, -1, -1)] + [(i, i + 1, i) for i in range(n_past, len(rows) - 1)]
-        for (now, later, i), z in zip(moves, [noise[:, i] for *_, i in moves]):
+        backwards, forwards = range(n_past - 1, -1, -1), range(n_past, len(noises))
+        for i, now, later in [(i, i + 1, i) for i in backwards] + [(i, i, i + 1) for i in forwards]:
             minus, root, scale = _match(rows[now], scheme, buffers)
-            torch.addcmul(root.sqrt_(), scale.sqrt_(), z, out=root)
+            torch.addcmul(root.sqrt_(), scale.sqrt_(), noises[i], out=root)
             torch.mul(root, root, out=rows[later])
             if bend:
                 gap = _gap(rows[now], minus, scheme)
@@ -320,7 +323,7 @@ def _gap(now: Tensor, minus: Tensor, scheme: tuple) -> Tensor:
     "The exponential branch's mean 1 / beta = (mean + variance / mean) / 2, given that v_{t+dt} is not 0."
     return torch.add(scheme[1][0], now, alpha=scheme[1][1]).div_(minus).sub_(minus, alpha=0.5)
 
-# %% ../nbs/01_markets.ipynb #6c1b0a70
+# %% ../nbs/01_markets.ipynb #2271bd6e
 @dataclass(frozen=True)
 class SABR(Market):
     "Lognormal vol by its exact law; the spot given the vol at both ends of each step."
@@ -343,14 +346,17 @@ class SABR(Market):
     def log_returns(self, variance, n_past, dt, generators):
         "Fill `variance`, (M, n_past+n_steps+1, n_paths), and return the log-returns between its rows, and no jumps."
         draws = normals((2, variance.shape[1] - 1, variance.shape[2]), generators, variance.dtype, variance.device)
-        steps = draws[:, 0].mul_(self.nu * math.sqrt(dt)).sub_(self.nu**2 * dt / 2)
+        noise = draws[:, 0].mul_(math.sqrt(dt))
+        steps = noise * self.nu - self.nu**2 * dt / 2
         variance[:, n_past:] = _accumulate(steps[:, n_past:])
-        variance[:, :n_past + 1] = _accumulate(steps[:, :n_past].flip(1)).flip(1)
+        variance[:, :n_past + 1] = _accumulate(steps[:, :n_past].flip(1)).flip(1) # the past runs backwards from alpha
         vol = variance.exp_().mul_(self.alpha)
-        drive = vol.diff(dim=1).mul_(self.rho / self.nu if self.nu else 0.) # rho times the integral of vol against its own noise: exact
-        variance.square_()
-        total = (variance[:, 1:] + variance[:, :-1]).mul_(dt / 2)
-        drive.addcmul_(total.sqrt(), draws[:, 1], value=math.sqrt(1 - self.rho**2))
+        # the integral of vol against its own noise is exact: (alpha_{t+dt} - alpha_t) / nu, written so that nu may be 0
+        drive = torch.expm1(steps).div_(self.nu) if self.nu else noise
+        drive[:, :n_past].mul_(vol[:, 1:n_past + 1]).neg_()
+        drive[:, n_past:].mul_(vol[:, n_past:-1])
+        total = vol.square_()[:, 1:].add(vol[:, :-1]).mul_(dt / 2)
+        drive.mul_(self.rho).addcmul_(total.sqrt(), draws[:, 1], value=math.sqrt(1 - self.rho**2))
         if self.beta < 1:
             self._localise(*(x[:, n_past:].unbind(1) for x in (drive, total, variance[:, 1:])))
         return drive.sub_(total, alpha=0.5), None
