@@ -71,6 +71,11 @@ def test_the_line_works(project, through, command, inside, output):
     assert [path.name for path in project.rglob("*.ipynb") if path.name != "train.ipynb"] == [Path(output).name]
 
 
+def test_unwritable_existing_folder_is_refused(project, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *words: False)  # root may write anywhere
+    with pytest.raises(SystemExit, match="Permission denied"): fill_output([str(project / "nbs" / "train.ipynb")])
+
+
 @pytest.mark.parametrize("through", [terminal, pipe])
 def test_the_input_is_never_overwritten(project, through):
     before = (project / "nbs" / "train.ipynb").read_bytes()
