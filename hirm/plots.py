@@ -118,7 +118,7 @@ def tail_qq(
     ax.legend()
     return ax
 
-# %% ../nbs/15_plots.ipynb #93c96fdf
+# %% ../nbs/15_plots.ipynb #e0633053
 def estimates(
     frame: pd.DataFrame,  # rows with columns method, seed and the value; `<value>_se` if the paths have an error
     value: str,
@@ -133,7 +133,7 @@ def estimates(
 @styled
 def interval_plot(
     frame: pd.DataFrame,  # metrics of one environment: method, seed, the value and its `_se`
-    value: str = "cvar_95",
+    value: str = "cvar95",
     *, ax: Axes,
     scale: float = 100.0,  # of the value; 100 turns units of S_0 into % of spot
     label: str = "CVaR-95 (% of spot)",
@@ -149,11 +149,11 @@ def interval_plot(
     ax.invert_yaxis()
     return ax
 
-# %% ../nbs/15_plots.ipynb #ed82303c
+# %% ../nbs/15_plots.ipynb #6c9e333f
 @styled
 def regime_panels(
     frame: pd.DataFrame,  # metrics: method, seed, environment, the value and its `_se`
-    value: str = "cvar_95",
+    value: str = "cvar95",
     *, ax: Axes,
     scale: float = 100.0,
     label: str = "CVaR-95 (% of spot)",
@@ -169,11 +169,11 @@ def regime_panels(
     ax.text(0.5, -0.24, label, transform=ax.transAxes, ha="center")
     return ax
 
-# %% ../nbs/15_plots.ipynb #f20c9066
+# %% ../nbs/15_plots.ipynb #a4f04f8f
 @styled
 def lambda_sweep(
     frame: pd.DataFrame,  # columns weight, seed, the value and the column `by`; weight 0 is ERM
-    value: str = "cvar_95",
+    value: str = "cvar95",
     *, ax: Axes,
     by: str = "method",  # or environment
     scale: float = 100.0,
@@ -191,13 +191,13 @@ def lambda_sweep(
     ax.legend()
     return ax
 
-# %% ../nbs/15_plots.ipynb #dc25a420
+# %% ../nbs/15_plots.ipynb #29455b02
 @styled
 def frontier(
-    frame: pd.DataFrame,  # metrics of one environment: method, seed, cvar_95, turnover
+    frame: pd.DataFrame,  # metrics of one environment: method, seed, cvar95, turnover
     *, ax: Axes,
     x: str = "turnover",
-    y: str = "cvar_95",
+    y: str = "cvar95",
     scale: tuple[float, float] = (1.0, 100.0),  # of x and y
     labels: tuple[str, str] = ("turnover (shares per call)", "CVaR-95 (% of spot)"),
 ) -> Axes:

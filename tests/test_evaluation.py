@@ -1,0 +1,248 @@
+"""The judgement: metrics by hand, one luck for everybody, all of history, probes that move one thing, rules with names."""
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from hirm import evaluation
+from hirm.evaluation import (BLOCK, PROBES, LeaveOneEnvironmentOut, Last, Oracle, Outcome, Probe, Validation, calendar_pnl, costlier,
+                             crisis_table, cvar_error, digits, episodes, evaluate, interval, judge, jumpier, max_drawdown, metrics, outcomes,
+                             relative_turnover, tail_quantiles)
+from hirm.features import features
+from hirm.frictions import Proportional
+from hirm.hedging import ENVIRONMENTS, Episode, hedge, settle
+from hirm.history import Windows, load_series
+from hirm.markets import Jumps, Paths
+from hirm.policies import BandPolicy, Delta
+
+CRISIS = ENVIRONMENTS["crisis"]
+PROBE = {probe.name: probe for probe in PROBES}
+
+
+class LeansOnVol:
+    """Hold as many shares as the realised volatility that one is told."""
+    def __call__(self, episode):
+        return features(episode, ("realized_vol",))
+
+
+def seeds(n):
+    """Return a learnt policy of n members, untrained."""
+    return BandPolicy([torch.Generator().manual_seed(s) for s in range(n)], width=8).requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def three():
+    """Three paths over two days, half a share then none, a half-spread of 1 %."""
+    spot = torch.tensor([[[1.0, 1.2, 1.2], [1.0, 1.0, 1.0], [1.0, 0.8, 1.4]]], dtype=torch.float64)
+    paths = Paths(spot=spot, variance=torch.zeros_like(spot), iv=torch.full_like(spot, 0.2), past=torch.zeros(1, 3, 20).double(), dt=1 / 252)
+    trade = Episode(paths, spot[..., None], (spot[..., -1] - 1).clamp_min(0), torch.full((1, 3), 0.1).double(), Proportional(0.01))
+    held = torch.tensor([0.5, 0.0], dtype=torch.float64).expand(1, 3, 2)[..., None]
+    return settle(held, trade)
+
+
+def test_metrics_of_three_paths_by_hand(three):
+    # buy ½ at 1, sell ½ at S_1: cost .005 + .005 S_1; gain ½ (S_1 − 1); P&L = .1 − payoff + gain − cost
+    pnl = [0.1 - 0.2 + 0.1 - 0.011, 0.1 - 0.010, 0.1 - 0.4 - 0.1 - 0.009]
+    assert three.pnl[0].tolist() == pytest.approx(pnl)
+    m = {name: value.item() for name, value in metrics(three, alpha=0.5).items()}
+    mean = sum(pnl) / 3
+    variance = sum((x - mean) ** 2 for x in pnl) / 2
+    downside = (pnl[0] ** 2 + pnl[2] ** 2) / 3
+    assert m["cvar50"] == pytest.approx((0.409 + 0.5 * 0.011) / 1.5)
+    assert (m["mean_pnl"], m["std"]) == pytest.approx((mean, variance ** 0.5))
+    assert (m["sharpe"], m["sortino"]) == pytest.approx((mean / variance ** 0.5, mean / downside ** 0.5))
+    assert (m["turnover"], m["cost"], m["premium"]) == pytest.approx((1.0, 0.010, 0.1))
+
+
+def test_metrics_are_per_member_and_name_their_level():
+    pnl = torch.stack([torch.arange(100.0), 2 * torch.arange(100.0)])
+    m = metrics(Outcome(pnl, *[torch.ones(1, 100)] * 5))
+    assert {"cvar95", "cvar95_se", "cvar99", "cvar99_se"} < set(m)
+    assert all(value.shape == (2,) for value in m.values())
+    assert m["cvar95"].tolist() == [-2.0, -4.0] and m["cvar99"].tolist() == [0.0, 0.0]
+
+
+def test_drawdown_starts_from_zero(three):
+    falls = torch.tensor([[-1.0, -2.0, 3.0], [5.0, 1.0, 1.0], [1.0, -2.0, -2.0], [-0.5, 2.0, -1.0]])
+    assert max_drawdown(falls).tolist() == [3.0, 0.0, 4.0, 1.0]
+    running = three.daily_pnl()[0].cumsum(-1).numpy()
+    by_hand = [max(max([0.0, *row[:t + 1]]) - row[t] for t in range(len(row))) for row in running]
+    assert Outcome.of(three).drawdown[0].tolist() == pytest.approx(by_hand)
+
+
+@pytest.mark.parametrize("law, truth", [("normal", 2.466), ("student_t4", 7.836)])
+def test_standard_error_of_cvar(law, truth):
+    rng = np.random.default_rng(0)
+    draw = rng.standard_normal if law == "normal" else lambda n: rng.standard_t(4, n)
+    errors = [cvar_error(torch.as_tensor(draw(40_000))).item() * 200 for _ in range(20)]
+    assert np.mean(errors) == pytest.approx(truth, abs=4 * np.std(errors) / 20 ** 0.5 + 0.02 * truth)
+
+
+def test_everybody_meets_the_same_paths():
+    policy = seeds(2)
+    together = evaluate({"band": policy, "vol": LeansOnVol()}, [ENVIRONMENTS["low"], CRISIS], 300, 0).set_index(["method", "environment"])
+    alone = evaluate({"vol": LeansOnVol()}, [CRISIS], 300, 0).set_index(["method", "environment"])
+    row = ("vol", "crisis")
+    pd.testing.assert_series_equal(together.loc[row], alone.loc[row])
+    assert evaluate({}, [CRISIS], 300, 1)["cvar95"].iloc[0] != alone["cvar95"].iloc[0]
+
+
+def test_a_member_does_not_depend_on_its_neighbours():
+    both = outcomes({"band": seeds(2)}, CRISIS, 200, 0)["band"][0].pnl
+    first = outcomes({"band": seeds(1)}, CRISIS, 200, 0)["band"][0].pnl
+    assert torch.allclose(both[:1], first, atol=1e-6) and not torch.allclose(both[0], both[1], atol=1e-4)
+
+
+def test_more_paths_begin_with_the_same_paths(monkeypatch):
+    monkeypatch.setattr(evaluation, "BLOCK", 100)
+    few, many = (torch.cat([e.payoff for e in episodes(CRISIS, n, 0)], -1) for n in (100, 250))
+    assert many.shape[-1] == 250 and torch.equal(many[:, :100], few)
+    assert not torch.equal(many[:, 100:200], few)
+
+
+@pytest.mark.parametrize("name", [*PROBE])
+def test_chunks_change_no_number(name):
+    policies = {"band": seeds(2), "vol": LeansOnVol()}
+    whole, cut = (judge(policies, [CRISIS], 250, 0, chunk=chunk, probe=PROBE[name]) for chunk in (250, 64))
+    for field in ("metrics", "tails", "by_spot"):
+        pd.testing.assert_frame_equal(getattr(whole, field), getattr(cut, field), rtol=1e-4, atol=1e-6)
+
+
+def test_history_takes_every_window_once_in_order():
+    gfc = ENVIRONMENTS["gfc"]
+    row = judge({}, [gfc], 7, 0, chunk=50).metrics.set_index("method").loc["delta"]
+    every = hedge(Delta(), gfc.episode(None, None))
+    assert row["n_paths"] == len(gfc.market.dates) == every.pnl.shape[-1] > 100
+    assert row["mean_pnl"] == pytest.approx(every.pnl.double().mean().item(), rel=1e-5)
+    assert row["n_effective"] == gfc.market.n_effective < 10
+    assert torch.allclose(outcomes({"delta": Delta()}, gfc, 7, 0, chunk=50)["delta"][0].pnl, every.pnl, atol=1e-6)
+
+
+def test_overlapping_windows_have_no_standard_error():
+    frame = judge({}, [ENVIRONMENTS["volmageddon"], CRISIS], 500, 0).metrics.set_index("environment")
+    assert frame.loc["volmageddon", ["cvar95_se", "cvar99_se"]].isna().all(axis=None)
+    assert (frame.loc["crisis", "cvar95_se"] > 0).all() and (frame.loc["crisis", "n_effective"] == 500).all()
+
+
+def test_calendar_averages_over_open_windows():
+    market = Windows(start="2018-02-01", end="2018-02-02")  # two windows, one day apart
+    daily = torch.arange(2 * 61.0).reshape(1, 2, 61)
+    frame = calendar_pnl(daily, market)
+    days = load_series("sp500")["date"]
+    assert list(frame.index) == list(days[days >= "2018-02-01"][:62])
+    assert frame[0].iloc[:2].tolist() == [0.0, (1 + 61) / 2] and frame[0].iloc[-1] == 121.0
+
+
+def test_calendar_adds_up_to_the_mean_pnl():
+    one = replace(ENVIRONMENTS["covid"], market=Windows(start="2020-02-18", end="2020-02-18"))
+    left = judge({}, [one], 1, 0)
+    total = left.calendar.groupby("method")["pnl"].sum()
+    assert total["delta"] == pytest.approx(left.metrics.set_index("method").loc["delta", "mean_pnl"], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["crisis", "crisis_liquidity", "covid"])
+def test_the_cost_probe_is_exactly_one_and_a_half(name):
+    once, more = (outcomes({"delta": Delta()}, ENVIRONMENTS[name], 200, 0, probe=probe, dtype=torch.float64)["delta"][0]
+                  for probe in (Probe(), PROBE["cost × 1.5"]))
+    assert torch.allclose(more.cost, 1.5 * once.cost, rtol=1e-12, atol=0)
+    assert torch.allclose(more.pnl, once.pnl - 0.5 * once.cost, rtol=0, atol=1e-14)
+
+
+def test_vol_probes_move_only_those_who_look():
+    for name in ("masked", "scrambled", "doubled"):
+        probe = PROBE[f"realised vol {name}"]
+        told, true = (outcomes({"vol": LeansOnVol(), "delta": Delta()}, CRISIS, 200, 0, probe=p, chunk=60) for p in (probe, Probe()))
+        assert torch.equal(told["delta"][0].pnl, true["delta"][0].pnl)
+        assert not torch.allclose(told["vol"][0].pnl, true["vol"][0].pnl, atol=1e-4), name
+    assert torch.allclose(told["vol"][0].turnover, 2 * true["vol"][0].turnover)
+
+
+def test_scrambling_keeps_the_law_and_breaks_every_pairing():
+    vol = torch.rand(1, 7, 3)
+    mixed = PROBE["realised vol scrambled"].columns["realized_vol"](vol)
+    assert torch.equal(mixed.sort(-2).values, vol.sort(-2).values) and (mixed != vol).all()
+
+
+def test_jumps_are_added_once():
+    assert isinstance(jumpier(CRISIS).market, Jumps) and jumpier(CRISIS).market.base == CRISIS.market
+    assert jumpier(jumpier(CRISIS)) == jumpier(CRISIS) and jumpier(ENVIRONMENTS["gfc"]) == ENVIRONMENTS["gfc"]
+    assert jumpier(CRISIS).name == costlier(CRISIS).name == "crisis"
+
+
+def test_baselines_stand_in_every_table():
+    frame = evaluate({}, [CRISIS], 50, 0)
+    assert {"no_hedge", "delta", "whalley_wilmott"} <= set(frame["method"])
+    swap = replace(CRISIS, instruments=("spot", "variance_swap"))
+    frame = evaluate({}, [swap], 500, 0).set_index("method")
+    assert frame.loc["delta_vega", "std"] < frame.loc["delta", "std"] < frame.loc["no_hedge", "std"]
+
+
+def test_rule_probe_and_seeds_travel_with_the_result():
+    left = judge({"band": seeds(2)}, [CRISIS], 50, 0, seeds=(7, 9), selection=Validation().name, probe=PROBE["jumps"])
+    for frame in (left.metrics, left.tails, left.by_spot):
+        assert set(frame["selection"]) == {"validation: high"} and set(frame["probe"]) == {"jumps"}
+        assert set(frame.loc[frame["method"] == "band", "seed"]) == {7, 9}
+    assert left.calendar.empty
+
+
+def test_turnover_is_divided_by_that_of_the_same_seed():
+    frame = pd.DataFrame({"method": ["erm", "erm", "irm", "irm", "delta"], "seed": [0, 1, 0, 1, 2], "environment": "crisis", "probe": "none",
+                          "turnover": [2.0, 4.0, 3.0, 3.0, 1.0]})
+    assert relative_turnover(frame)["turnover_to_erm"].tolist()[:4] == [1.0, 1.0, 1.5, 0.75]
+    assert np.isnan(relative_turnover(frame)["turnover_to_erm"].iloc[4])
+
+
+def test_tails_stop_where_fewer_than_ten_paths_lie_beyond():
+    loss = torch.arange(1000.0)[None]
+    quantiles = tail_quantiles(loss, (0.5, 0.99, 0.999))
+    assert quantiles[0, :2].tolist() == pytest.approx([499.5, 989.01]) and np.isnan(quantiles[0, 2])
+
+
+def test_interval_joins_seeds_and_paths():
+    alone = interval(pd.Series([0.04]), pd.Series([0.001]))
+    assert alone == pytest.approx((0.04, 1.959964 * 0.001))
+    mean, width = interval(pd.Series([1.0, 2.0, 3.0]), pd.Series([0.0, 0.0, 0.0]))
+    assert (mean, width) == pytest.approx((2.0, 4.302653 / 3 ** 0.5))
+    assert np.isnan(interval(pd.Series([1.0]), pd.Series([np.nan]))[1])
+
+
+def test_crisis_table_is_small_and_speaks_in_per_cent():
+    frame = evaluate({"erm": seeds(2)}, [ENVIRONMENTS["low"], CRISIS, ENVIRONMENTS["volmageddon"]], 200, 0)
+    table = crisis_table(frame)
+    assert table.shape[1] <= 7 and set(table.index.get_level_values(0)) == {"crisis", "volmageddon"}
+    delta = frame[(frame["method"] == "delta") & (frame["environment"] == "crisis")]["cvar95"].item()
+    assert table.loc[("crisis", "delta"), "CVaR-95 (%)"] == f"{100 * delta:.3g}"
+    assert table.loc[("volmageddon", "delta"), "± (%)"] == "–" != table.loc[("crisis", "delta"), "± (%)"]
+    assert table.loc[("crisis", "erm"), "turnover / ERM"] == "1.00"
+    with pytest.raises(ValueError, match="the frame holds"):
+        crisis_table(frame, ["1929"])
+
+
+@pytest.mark.parametrize("value, text", [(0.0123456, "0.0123"), (12.345, "12.3"), (1234.5, "1230"), (9.999, "10.0"), (-0.5, "-0.500"), (0.0, "0.00"), (float("nan"), "–")])
+def test_three_digits(value, text):
+    assert digits(value) == text
+
+
+def test_rules_choose_by_what_they_may_see():
+    scores = pd.DataFrame({"candidate": [10, 10, 20, 20, 30, 30], "environment": ["high", "crisis"] * 3, "cvar95": [3.0, 5, 1, 6, 2, 4]})
+    assert [rule.choose(scores) for rule in (Last(), Validation("high"), Oracle("crisis"))] == [30, 20, 30]
+    assert [rule.name for rule in (Last(), Validation("high"), Oracle("crisis"), LeaveOneEnvironmentOut())] == [
+        "last", "validation: high", "oracle", "leave-one-environment-out"]
+    left_out = pd.DataFrame({"candidate": [1, 1, 2, 2], "environment": ["low", "medium"] * 2, "held_out": ["low"] * 4, "cvar95": [1.0, 9, 2, 3]})
+    assert LeaveOneEnvironmentOut().choose(left_out) == 1
+    with pytest.raises(ValueError, match="evaluate the candidates there"):
+        Validation("medium").choose(scores)
+    with pytest.raises(ValueError, match="train once without"):
+        LeaveOneEnvironmentOut().choose(left_out.assign(held_out="high"))
+
+
+@pytest.mark.parametrize("n_paths", [0, -5])
+def test_no_paths_are_refused(n_paths):
+    with pytest.raises(ValueError, match="n_paths must be at least 1"):
+        evaluate({}, [CRISIS], n_paths, 0)
+
+
+def test_a_block_is_ten_thousand():
+    assert BLOCK == 10_000  # results depend on it
