@@ -137,6 +137,11 @@ def test_a_member_draws_alone_as_among_others():
     assert not torch.equal(three.spot[0], three.spot[1])
 
 
+def test_a_shorter_past_is_the_newest_part():
+    long, short = (Windows().simulate(9, 60, DAY, generators(4), n_past=n) for n in (20, 5))
+    assert torch.equal(short.past, long.past[..., -5:]) and torch.equal(short.spot, long.spot)
+
+
 def test_draws_are_uniform_with_replacement():
     windows = Windows(start="2018-02-01", end="2018-02-14")
     n_windows, n_paths = len(windows.dates), 20_000
