@@ -59,12 +59,12 @@ def default_parameters(
         if isinstance(target, ast.Name) and isinstance(line.value, (ast.Constant, ast.UnaryOp)): names[target.id] = ast.literal_eval(line.value)
     return names
 
-# %% ../nbs/16_launch.ipynb #0f17e514
+# %% ../nbs/16_launch.ipynb #124e077e
 def home(
     notebook: Path,  # any notebook
 ) -> Path | None:  # folder of settings.ini; None for a notebook of another project
     "The project to which an experiment belongs: the one whose `nbs_path` holds it."
-    root, settings = notebook.resolve().parent.parent, configparser.ConfigParser(interpolation=None)
+    root, settings = notebook.resolve().parent.parent, configparser.ConfigParser()
     settings.read(root / "settings.ini")
     ours = settings["DEFAULT"].get("lib_name") == "hirm" and notebook.resolve().parent.name == settings["DEFAULT"].get("nbs_path")
     return root if ours else None

@@ -1,5 +1,4 @@
 """`papermill nbs/train.ipynb -p method irm`, exactly so, from wherever and through whatever."""
-import json
 import os
 import pty
 import shutil
@@ -10,6 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from conftest import ROOT
 from hirm.launch import VALUES, fill_output, given_parameters, output_path, read_command
 
 PARAMETERS = "method: str = 'erm'  # objective\nseed: int = 0  # member\nruns: str = 'runs'  # folder\nweight: float = -1.0  # penalty"
@@ -135,4 +135,13 @@ def test_importing_does_nothing():
     code = "import sys; sys.argv = ['papermill', 'nbs/train.ipynb']; import hirm.launch; print(sys.argv[1:], 'papermill' in sys.modules, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "['nbs/train.ipynb'] False False", done.stderr
-    assert json.dumps(fill_output(["-"])) == '["-"]'
+    assert fill_output(["-"]) == ["-"] and fill_output([]) == []
+
+
+def test_the_module_offers_an_engine_and_nothing_else(monkeypatch):
+    import hirm.launch
+    from papermill.engines import NBClientEngine
+    monkeypatch.setattr(sys, "argv", ["pytest", "nbs/train.ipynb"])
+    monkeypatch.chdir(ROOT)
+    assert hirm.launch.engine is NBClientEngine and sys.argv == ["pytest", "nbs/train.ipynb"]
+    with pytest.raises(AttributeError, match="no attribute 'motor'"): hirm.launch.motor
