@@ -193,7 +193,7 @@ def implied_vol(
             break
     return torch.where(worthless, 0.0, total_vol / tau.sqrt()).to(given[0].dtype)
 
-# %% ../nbs/03_pricing.ipynb #e740f145
+# %% ../nbs/03_pricing.ipynb #281e3334
 def hagan_vol(
     forward: Tensor | float,  # forward price, any shape
     strike: Tensor | float,  # in the units of forward
@@ -210,7 +210,8 @@ def hagan_vol(
     z = nu / alpha * power * log_moneyness
     near = z.abs() < torch.finfo(z.dtype).eps ** 0.5  # z / x(z) is 0/0 at the money; its first-order series is exact here
     away = torch.where(near, 1.0, z)
-    x = torch.log((torch.sqrt(1 - 2 * rho * away + away * away) + away - rho) / (1 - rho))
+    bend = away * away - 2 * rho * away  # sqrt(1 + bend) - 1 without cancellation, so that float32 keeps the smile smooth
+    x = torch.log1p((bend / (torch.sqrt(1 + bend) + 1) + away) / (1 - rho))
     ratio = torch.where(near, 1 - 0.5 * rho * z, away / x)
     local = 1 + rest**2 / 24 * log_moneyness**2 + rest**4 / 1920 * log_moneyness**4
     drift = (rest * alpha / power) ** 2 / 24 + 0.25 * rho * beta * nu * alpha / power + (2 - 3 * rho**2) / 24 * nu**2
@@ -226,7 +227,7 @@ def _engine_price(make_engine, strike: float) -> float:
     option.setPricingEngine(make_engine(spot, curve, today))
     return option.NPV()
 
-# %% ../nbs/03_pricing.ipynb #6e890d5f
+# %% ../nbs/03_pricing.ipynb #db3ba46e
 def _gbm_premium(market: GBM, strike: float, maturity: float) -> float:
     "Black-Scholes by QuantLib's AnalyticEuropeanEngine."
     def engine(spot, curve, today):
@@ -238,18 +239,21 @@ def _gbm_premium(market: GBM, strike: float, maturity: float) -> float:
 def _sabr_premium(market: SABR, strike: float, maturity: float) -> float:
     "SABR's pricing equation on a grid of 50 dates, 400 prices and 50 vols by FdSabrVanillaEngine."
     root = math.sqrt(maturity)
-    beta = min(market.beta, 0.999)  # the engine excludes 1; nearer to it its boundary series fails
+    alpha, nu = market.alpha * root, max(market.nu * root, 1e-3)  # the engine excludes nu = 0 and beta = 1,
+    beta = min(market.beta, 1 - max(1e-3, 1e-5 / alpha))  # and its boundary series fails nearer to it than this
     return _engine_price(lambda spot, curve, today: ql.FdSabrVanillaEngine(
-        1.0, market.alpha * root, beta, market.nu * root, market.rho, curve, 50, 400, 50), strike)
+        1.0, alpha, beta, nu, market.rho, curve, 50, 400, 50), strike)
 
 
 def _heston_premium(market: Heston, strike: float, maturity: float, jumps: Jumps | None = None) -> float:
     "Heston by AnalyticHestonEngine, or Bates by BatesEngine, on the clock that makes the maturity one year."
-    scaled = (market.v0 * maturity, market.kappa * maturity, market.theta * maturity, market.xi * maturity, market.rho)
+    scaled = (max(market.v0 * maturity, 1e-12), market.kappa * maturity, market.theta * maturity, market.xi * maturity, market.rho)
+    # the engines exclude zeros that are fine as limits
+    jump_size = jumps and (max(jumps.intensity * maturity, 1e-12), jumps.mean, max(jumps.sd, 1e-9))
     def engine(spot, curve, today):
         if jumps is None:
             return ql.AnalyticHestonEngine(ql.HestonModel(ql.HestonProcess(curve, curve, spot, *scaled)), 1e-12, 1_000_000)
-        process = ql.BatesProcess(curve, curve, spot, *scaled, jumps.intensity * maturity, jumps.mean, jumps.sd)
+        process = ql.BatesProcess(curve, curve, spot, *scaled, *jump_size)
         return ql.BatesEngine(ql.BatesModel(process), 1e-12, 1_000_000)
     return _engine_price(engine, strike)
 

@@ -1,0 +1,358 @@
+"""Prices against published numbers, Greeks against differentiation, premiums against simulation, and every edge."""
+import math
+
+import pytest
+import QuantLib as ql
+import torch
+from scipy.special import ndtr
+
+from hirm import pricing
+from hirm.history import Windows
+from hirm.markets import GBM, SABR, Heston, Jumps, Paths
+from hirm.pricing import EuropeanCall, black_scholes, delta, gamma, hagan_vol, implied_vol, premium, theta, variance_swap_rate, vega
+
+QUARTER = 60 / 252
+BUEHLER = Heston(v0=0.04, kappa=1, theta=0.04, xi=2, rho=-0.7)
+SABR_CALM = SABR(alpha=0.18, beta=1, nu=0.7, rho=-0.3)
+SABR_CRISIS = SABR(alpha=0.55, beta=1, nu=1.5, rho=-0.4)
+BATES = Jumps(Heston(v0=0.08, kappa=2.5, theta=0.09, xi=0.6, rho=-0.7), intensity=1, mean=-0.05, sd=0.08)
+BOTH = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+
+
+def doubles(*values): return torch.tensor(values, dtype=torch.float64)
+
+
+def generator(seed=0): return torch.Generator().manual_seed(seed)
+
+
+# Black-Scholes
+
+def test_black_scholes_matches_haug_with_interest_in_the_forward():
+    growth = math.exp(0.08 * 0.25)
+    assert abs(black_scholes(60 * growth, 65, 0.25, 0.30).item() / growth - 2.13336844) < 1e-8
+
+
+def test_black_scholes_matches_recomputed_price():
+    assert abs(black_scholes(100, 100, QUARTER, 0.2).item() - 3.89173361) < 1e-8
+
+
+def test_black_scholes_keeps_relative_accuracy_far_out_of_the_money():
+    for strike in (1.2, 1.6, 2.5):
+        d1 = -math.log(strike) / 0.08 + 0.04  # up to 11 standard deviations out
+        exact = ndtr(d1) - strike * ndtr(d1 - 0.08)
+        assert exact < 0.01 and abs(black_scholes(1.0, strike, 1.0, 0.08).item() / exact - 1) < 1e-10
+
+
+def test_parity_whatever_the_moneyness():
+    spot = torch.logspace(-1, 1, 41, dtype=torch.float64)
+    for tau, vol in ((0.0, 0.2), (1 / 252, 0.08), (QUARTER, 0.55), (10.0, 1.0)):
+        call, put = black_scholes(spot, 1.0, tau, vol), black_scholes(1.0, spot, tau, vol)
+        torch.testing.assert_close(call - put, spot - 1, rtol=0, atol=1e-14)
+
+
+def test_price_rises_with_life_and_vol_within_its_bounds():
+    spot, vol = torch.linspace(0.6, 1.5, 10, dtype=torch.float64)[:, None], torch.linspace(0, 2, 40, dtype=torch.float64)
+    for price in (black_scholes(spot, 1.0, QUARTER, vol), black_scholes(spot, 1.0, vol, 0.3)):
+        assert (price.diff(dim=-1) > -1e-15).all() and (price < spot).all() and (price > (spot - 1).clamp(min=0) - 1e-15).all()
+
+
+# the last day
+
+@BOTH
+@pytest.mark.parametrize("tau, vol", [(0.0, 0.2), (QUARTER, 0.0), (0.0, 0.0)])
+def test_expired_price_and_greeks_are_exact(dtype, tau, vol):
+    spot = torch.tensor([0.5, 1 - 1e-6, 1.0, 1 + 1e-6, 2.0], dtype=dtype)
+    assert torch.equal(black_scholes(spot, 1.0, tau, vol), (spot - 1).clamp(min=0))
+    assert delta(spot, 1.0, tau, vol).tolist() == [0.0, 0.0, 0.5, 1.0, 1.0]
+    for greek in (gamma, vega, theta):
+        assert torch.equal(greek(spot, 1.0, tau, vol), torch.zeros_like(spot))
+
+
+@BOTH
+def test_gradients_are_finite_on_every_date_to_second_order(dtype):
+    spot = torch.tensor([0.3, 0.97, 1.0, 1.03, 3.0], dtype=dtype).expand(8, 5).clone().requires_grad_()
+    tau = torch.tensor([0, 1e-12, 1e-6, 1 / 252, 2 / 252, QUARTER, 1, 30], dtype=dtype)[:, None].clone().requires_grad_()
+    vol = torch.full((8, 5), 0.2, dtype=dtype, requires_grad=True)
+    for value in (black_scholes(spot, 1.0, tau, vol), delta(spot, 1.0, tau, vol), gamma(spot, 1.0, tau, vol)):
+        first = torch.autograd.grad(value.sum(), (spot, tau, vol), create_graph=True, allow_unused=True)
+        second = torch.autograd.grad(sum(g.sum() for g in first), (spot, tau, vol), allow_unused=True)
+        for g in (value, *first, *second):
+            assert g.isfinite().all()
+    (slope,) = torch.autograd.grad(black_scholes(spot, 1.0, tau, vol).sum(), spot)
+    assert slope[0].tolist() == [0.0, 0.0, 0.5, 1.0, 1.0]
+
+
+def test_delta_tends_to_its_value_at_expiry():
+    spot = doubles(0.99, 1.0, 1.01)
+    torch.testing.assert_close(delta(spot, 1.0, 1e-9, 0.2), delta(spot, 1.0, 0.0, 0.2), rtol=0, atol=1e-5)
+
+
+# Greeks
+
+def test_greeks_equal_autograd():
+    spot, tau, vol = (x.clone().requires_grad_() for x in torch.broadcast_tensors(
+        torch.linspace(0.6, 1.6, 21, dtype=torch.float64)[:, None, None], doubles(1 / 252, QUARTER, 2.0)[:, None], doubles(0.08, 0.2, 0.8)))
+    first = torch.autograd.grad(black_scholes(spot, 1.0, tau, vol).sum(), (spot, tau, vol), create_graph=True)
+    (bend,) = torch.autograd.grad(first[0].sum(), spot)
+    for ours, autograd in ((delta, first[0]), (gamma, bend), (vega, first[2]), (theta, -first[1])):
+        torch.testing.assert_close(ours(spot, 1.0, tau, vol), autograd, rtol=1e-9, atol=1e-12)
+
+
+def test_theta_pays_for_gamma():
+    spot = torch.linspace(0.6, 1.6, 21, dtype=torch.float64)
+    torch.testing.assert_close(theta(spot, 1.0, 0.3, 0.25), -0.5 * 0.25**2 * spot**2 * gamma(spot, 1.0, 0.3, 0.25))
+
+
+def test_discrete_hedging_error_follows_from_vega():
+    error = math.sqrt(math.pi / 4) * vega(100, 100, 1 / 12, 0.2).item() * 0.2 / math.sqrt(21)
+    assert abs(error - 0.4452) < 1e-4  # Derman & Kamal 1999
+
+
+# dtype, shape, the call
+
+def test_float32_is_as_good_as_float32_can_be():
+    spot = torch.linspace(0.5, 2.0, 151, dtype=torch.float64)[:, None]
+    tau = torch.arange(61, dtype=torch.float64) / 252
+    for function, scale in ((black_scholes, 2.0), (delta, 1.0), (gamma, 50.0), (vega, 1.0), (theta, 1.0)):
+        single = function(spot.float(), 1.0, tau.float(), 0.2)
+        assert single.dtype == torch.float32 and single.shape == (151, 61)
+        # delta at the strike moves by gamma times a rounding error of the spot
+        assert (single.double() - function(spot.float().double(), 1.0, tau, 0.2)).abs().max() < 3e-6 * scale
+
+
+def test_everything_follows_the_first_tensor():
+    spot = torch.ones(3, dtype=torch.float32)
+    assert black_scholes(spot, 1.0, doubles(0.1), 0.2).dtype == torch.float32
+    assert black_scholes(1.0, 1.0, 0.1, 0.2).dtype == torch.float64
+    assert EuropeanCall().delta(spot, torch.zeros(3), 0.2).dtype == torch.float32
+
+
+def test_call_agrees_with_the_functions_and_pays_its_payoff():
+    call, spot = EuropeanCall(1.1), doubles(0.9, 1.1, 1.5)
+    for name in ("delta", "gamma", "vega"):
+        assert torch.equal(getattr(call, name)(spot, 0.1, 0.3), getattr(pricing, name)(spot, 1.1, 0.1, 0.3))
+    assert torch.equal(call.price(spot, 0.1, 0.3), black_scholes(spot, 1.1, 0.1, 0.3))
+    torch.testing.assert_close(call.payoff(spot), doubles(0.0, 0.0, 0.4))
+
+
+@pytest.mark.parametrize("strike", [0, -1.0, math.nan, math.inf])
+def test_call_refuses_a_strike_that_is_no_price(strike):
+    with pytest.raises(ValueError, match="strike must be positive and finite, got"):
+        EuropeanCall(strike)
+
+
+# implied vol
+
+def grid():
+    strike = torch.logspace(-1, 1, 61, dtype=torch.float64)[:, None, None]
+    tau = doubles(1 / 252, 5 / 252, QUARTER, 1, 5, 30)[:, None]
+    vol = doubles(0.005, 0.02, 0.08, 0.2, 0.55, 1.0, 2.0, 4.0)
+    price = black_scholes(1.0, strike, tau, vol)
+    strike, tau, vol = (x.expand(price.shape) for x in (strike, tau, vol))
+    # one unit in the last place of the price (of spot and strike too, where it is mostly intrinsic value), in vol
+    last_digit = torch.finfo(torch.float64).eps * torch.where(strike < 1, 1.0, price)
+    knowable = (last_digit / vega(1.0, strike, tau, vol) < 1e-9) & (price < 1) & (price > 1e-290)
+    return tuple(x[knowable] for x in (price, strike, tau, vol))
+
+
+def test_implied_vol_inverts_the_grid():
+    price, strike, tau, vol = grid()
+    assert len(price) > 1200 and price.min() < 1e-250 and (price > 0.99).any()  # the corners are in
+    assert (implied_vol(price, 1.0, strike, tau) - vol).abs().max() < 1e-8
+
+
+def test_implied_vol_is_free_of_units():
+    price, strike, tau, vol = grid()
+    assert (implied_vol(4321.0 * price, 4321.0, 4321.0 * strike, tau) - vol).abs().max() < 1e-7
+
+
+def test_implied_vol_in_float32_is_right_where_vega_allows():
+    spot, vol = torch.linspace(0.9, 1.1, 21), torch.tensor([0.08, 0.2, 0.55])[:, None]
+    found = implied_vol(black_scholes(spot, 1.0, QUARTER, vol), spot, 1.0, QUARTER)
+    assert found.dtype == torch.float32
+    slack = 4e-7 / vega(spot, 1.0, QUARTER, vol)
+    assert ((found - vol).abs() < slack + 1e-6).all()
+
+
+def test_implied_vol_of_intrinsic_value_is_zero():
+    assert implied_vol(doubles(0.0, 0.0, 0.25), doubles(0.8, 1.0, 1.25), 1.0, 0.3).tolist() == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("price, spot, strike, tau, message", [
+    (1.2, 1.0, 1.0, 0.5, "price must lie between .* got 1.2; check"),
+    (1.0, 1.0, 1.0, 0.5, "price must lie between"),
+    (-0.01, 1.0, 1.0, 0.5, "price must lie between .* got -0.01"),
+    (0.05, 1.2, 1.0, 0.5, "price must lie between .* got 0.05"),
+    (math.nan, 1.0, 1.0, 0.5, "price must lie between .* got nan"),
+    (0.1, 1.0, 1.0, 0.0, "tau must be positive .* got 0; an expired call"),
+    (0.1, -1.0, 1.0, 0.5, "spot must be positive"),
+    (0.1, 1.0, math.nan, 0.5, "strike must be positive"),
+])
+def test_implied_vol_refuses_arbitrage(price, spot, strike, tau, message):
+    with pytest.raises(ValueError, match=message):
+        implied_vol(doubles(0.1, price), doubles(1.0, spot), doubles(1.0, strike), doubles(0.5, tau))
+
+
+# Hagan
+
+def test_hagan_matches_quantlib():
+    assert abs(hagan_vol(0.039, 0.05, 1.0, 0.3, 0.6, 0.02, 0.01).item() - 1.05226642581503) < 1e-12
+    for strike in (0.7, 0.95, 1.0, 1.05, 1.4):
+        for alpha, beta, nu, rho in ((0.18, 1.0, 0.7, -0.3), (0.55, 1.0, 1.5, -0.4), (0.2, 0.5, 0.4, 0.6), (0.2, 0.0, 0.4, 0.0)):
+            assert abs(hagan_vol(1.0, strike, 0.5, alpha, beta, nu, rho).item() - ql.sabrVolatility(strike, 1.0, 0.5, alpha, beta, nu, rho)) < 1e-9
+
+
+@BOTH
+def test_hagan_is_smooth_at_the_money_and_flat_without_vol_of_vol(dtype):
+    strike = (1 + torch.linspace(-1e-3, 1e-3, 41, dtype=dtype)).requires_grad_()
+    vol = hagan_vol(torch.ones_like(strike), strike, 0.25, 0.2, 1.0, 0.7, -0.3)
+    (slope,) = torch.autograd.grad(vol.sum(), strike)
+    assert vol.isfinite().all() and (vol.diff() < torch.finfo(dtype).eps).all() and vol[0] > vol[-1]
+    assert (slope - 0.5 * 0.7 * -0.3).abs().max() < (0.05 if dtype == torch.float32 else 0.003)  # rho nu / 2 per log-strike
+    flat = hagan_vol(torch.ones(5, dtype=dtype), 1.2, 0.25, 0.2, 1.0, 0.0, -0.3)
+    torch.testing.assert_close(flat, torch.full_like(flat, 0.2))
+
+
+# premiums
+
+@pytest.mark.parametrize("market, maturity, price", [
+    (GBM(0.2), QUARTER, 3.89173361),
+    (BUEHLER, 30 / 365, 1.69183393),
+    (Jumps(GBM(0.2), intensity=1, mean=-0.05, sd=0.08), QUARTER, 4.23000799),
+    (BATES, QUARTER, 5.66455649),
+])
+def test_premium_matches_reference(market, maturity, price):
+    assert abs(100 * premium(market, EuropeanCall(), maturity) - price) < 1e-7
+
+
+def test_heston_premium_matches_lewis_with_interest_in_the_forward():
+    growth, discount = math.exp(0.01 - 0.02), math.exp(-0.01)
+    market = Heston(v0=0.04, kappa=4, theta=0.25, xi=1, rho=-0.5)
+    assert abs(100 * discount * growth * premium(market, EuropeanCall(1 / growth), 1.0) - 16.070154917028834) < 1e-10
+
+
+def test_premium_agrees_with_black_scholes_at_any_fraction_of_a_day():
+    for maturity in (0.3 / 252, 1 / 252, 59.5 / 252, QUARTER, 7.77):
+        assert abs(premium(GBM(0.3), EuropeanCall(1.05), maturity) - black_scholes(1.0, 1.05, maturity, 0.3).item()) < 1e-13
+
+
+def test_merton_series_matches_bates_engine_with_still_variance():
+    for jumps in ((4, -0.06, 0.05), (30, 0.02, 0.1), (0.1, -0.5, 0.2)):
+        still = Jumps(Heston(v0=0.04, kappa=1e-6, theta=0.04, xi=1e-4, rho=0.0), *jumps)
+        for strike in (0.8, 1.0, 1.2):
+            assert abs(premium(Jumps(GBM(0.2), *jumps), EuropeanCall(strike), 1.0) - premium(still, EuropeanCall(strike), 1.0)) < 1e-7
+
+
+@pytest.mark.parametrize("limit, plain", [
+    (Jumps(GBM(0.2), 0, -0.05, 0.1), GBM(0.2)),
+    (Jumps(GBM(0.2), 5, 0.0, 0.0), GBM(0.2)),
+    (Jumps(BUEHLER, 0, -0.05, 0.1), BUEHLER),
+    (Jumps(BUEHLER, 5, 0.0, 0.0), BUEHLER),
+    (SABR(0.2, 1, 0.0, 0.5), GBM(0.2)),
+    (Heston(0.04, 1, 0.04, 1e-4, -0.5), GBM(0.2)),
+])
+def test_limits_of_the_models(limit, plain):
+    tolerance = 2e-5 if isinstance(limit, SABR) else 1e-6
+    for strike in (0.9, 1.0, 1.1):
+        assert abs(premium(limit, EuropeanCall(strike), QUARTER) - premium(plain, EuropeanCall(strike), QUARTER)) < tolerance
+
+
+def test_zero_variance_today_has_a_premium():
+    assert 0 < premium(Heston(0.0, 1, 0.04, 0.5, -0.5), EuropeanCall(), QUARTER) < premium(Heston(0.01, 1, 0.04, 0.5, -0.5), EuropeanCall(), QUARTER)
+
+
+@pytest.mark.parametrize("market", [SABR_CALM, SABR_CRISIS])
+def test_sabr_premium_agrees_with_conditional_monte_carlo(market):
+    steps, strike, values = 120, doubles(0.8, 0.9, 1.0, 1.1, 1.25), []
+    for seed in range(8):
+        noise = torch.randn(10_000, steps, generator=generator(seed), dtype=torch.float64)
+        noise = torch.cat([noise, -noise]).cumsum(-1) * math.sqrt(QUARTER / steps)
+        vol = market.alpha * torch.exp(market.nu * noise - market.nu**2 / 2 * torch.arange(1, steps + 1) * QUARTER / steps)
+        vol = torch.cat([torch.full((20_000, 1), market.alpha), vol], dim=-1)
+        total = torch.trapezoid(vol**2, dx=QUARTER / steps)
+        forward = torch.exp(market.rho / market.nu * (vol[:, -1] - market.alpha) - market.rho**2 / 2 * total)
+        value = black_scholes(forward[:, None], strike, 1.0, ((1 - market.rho**2) * total).sqrt()[:, None]).view(2, -1, 5).mean(0)
+        control = forward.view(2, -1).mean(0)[:, None] - 1  # the spot itself, whose mean is known
+        values.append(value - control * (value * control).mean(0) / (control**2).mean())
+    value = torch.cat(values)
+    price = doubles(*(premium(market, EuropeanCall(k), QUARTER) for k in strike.tolist()))
+    assert ((price - value.mean(0)).abs() < 2e-5 + 3 * value.std(0) / math.sqrt(len(value))).all()
+    assert 1e4 * (3 * value.std(0) / math.sqrt(len(value))).max() < 1.2  # the check has the power to see a basis point
+
+
+def test_hagan_overprices_the_sabr_crisis():
+    error = lambda m: 1e4 * (black_scholes(1.0, 1.0, QUARTER, hagan_vol(1.0, 1.0, QUARTER, m.alpha, 1.0, m.nu, m.rho)).item() - premium(m, EuropeanCall(), QUARTER))
+    assert abs(error(SABR_CALM)) < 0.2 and 6.5 < error(SABR_CRISIS) < 8.5  # why premiums use the grid
+
+
+@pytest.mark.parametrize("market", [GBM(0.55), Heston(0.3025, 12, 0.3025, 2, -0.7), SABR_CRISIS, Jumps(GBM(0.18), 4, -0.06, 0.05), BATES])
+def test_premium_is_the_mean_payoff(market):
+    spot = market.simulate(50_000, 60, 1 / 252, generator(), dtype=torch.float64).spot[0, :, -1]
+    for strike in (0.9, 1.0, 1.1):
+        payoff = EuropeanCall(strike).payoff(spot)
+        assert abs(payoff.mean() - premium(market, EuropeanCall(strike), QUARTER)) < 4 * payoff.std() / math.sqrt(50_000)
+
+
+def test_premium_is_cached():
+    market, before = GBM(0.123456), pricing._model_premium.cache_info().hits
+    assert premium(market, EuropeanCall(), QUARTER) is premium(GBM(0.123456), EuropeanCall(1.0), QUARTER)
+    assert pricing._model_premium.cache_info().hits == before + 1
+
+
+def test_windows_premium_is_black_scholes_at_each_windows_own_quote():
+    iv = torch.tensor([[0.1, 0.4]])[..., None].expand(1, 2, 61)
+    paths = Paths(spot=torch.ones(1, 2, 61), variance=iv**2, iv=iv, past=torch.zeros(1, 2, 20), dt=1 / 252)
+    paid = premium(Windows(), EuropeanCall(), QUARTER, paths)
+    assert paid.dtype == torch.float32
+    torch.testing.assert_close(paid, black_scholes(1.0, 1.0, QUARTER, torch.tensor([[0.1, 0.4]])))
+    with pytest.raises(ValueError, match="got paths=None; pass the Paths"):
+        premium(Windows(), EuropeanCall(), QUARTER)
+
+
+@pytest.mark.parametrize("maturity", [0, -1.0, math.nan, math.inf])
+def test_bad_maturity_is_refused(maturity):
+    for ask in (lambda: premium(GBM(0.2), EuropeanCall(), maturity), lambda: variance_swap_rate(GBM(0.2), maturity)):
+        with pytest.raises(ValueError, match="maturity must be positive and finite, got .*; 60 trading days"):
+            ask()
+
+
+def test_markets_without_a_formula_are_refused():
+    for market in (Jumps(SABR_CALM, 1, 0.0, 0.1), "heston"):
+        with pytest.raises(TypeError, match="market must be .*; price others by Monte Carlo"):
+            premium(market, EuropeanCall(), QUARTER)
+    with pytest.raises(TypeError, match="market must be .*; recorded windows carry"):
+        variance_swap_rate(Windows(), QUARTER)
+
+
+# the variance swap
+
+def test_variance_swap_rates_in_closed_form():
+    heston = Heston(v0=0.01, kappa=3, theta=0.09, xi=0.3, rho=-0.7)
+    pull = 3 * QUARTER
+    expected = 0.09 + (0.01 - 0.09) * (1 - math.exp(-pull)) / pull  # Buehler et al. 2019, section 5
+    assert abs(variance_swap_rate(heston, QUARTER) - expected) < 1e-14
+    assert abs(variance_swap_rate(Jumps(heston, 4, -0.06, 0.05), QUARTER) - expected - 4 * (0.06**2 + 0.05**2)) < 1e-14
+    assert abs(variance_swap_rate(GBM(0.2), QUARTER) - 0.04) < 1e-15
+    growth = 0.7**2 * QUARTER
+    assert abs(variance_swap_rate(SABR_CALM, QUARTER) - 0.18**2 * math.expm1(growth) / growth) < 1e-14
+
+
+@pytest.mark.parametrize("market", [GBM(0.2), Heston(v0=0.01, kappa=3, theta=0.09, xi=0.3, rho=-0.7), BUEHLER])
+def test_strip_of_options_replicates_the_swap(market):
+    log_strike = torch.linspace(-1.5, 1.0, 501, dtype=torch.float64)
+    calls = doubles(*(premium(market, EuropeanCall(k), QUARTER) for k in log_strike.exp().tolist()))
+    time_value = calls - (1 - log_strike.exp()).clamp(min=0)
+    strip = 2 / QUARTER * torch.trapezoid(time_value / log_strike.exp(), log_strike).item()
+    assert abs(strip / variance_swap_rate(market, QUARTER) - 1) < 2e-3
+
+
+@pytest.mark.parametrize("market", [Heston(v0=0.01, kappa=3, theta=0.09, xi=0.3, rho=-0.7), Heston(0.3025, 12, 0.3025, 2, -0.7), BATES])
+def test_variance_swap_is_a_martingale(market):
+    swap = market.simulate(20_000, 60, 1 / 252, generator(1), dtype=torch.float64).variance_swap()[0]
+    assert abs(swap[0, 0].item() - variance_swap_rate(market, QUARTER) * QUARTER) < 1e-12
+    for day in (1, 20, 40, 60):
+        gain = swap[:, day] - swap[:, 0]
+        assert abs(gain.mean()) < 4 * gain.std() / math.sqrt(20_000)
+    # a martingale's later gain is uncorrelated with what is known: here with the swap's own price
+    known, gain = swap[:, 20] - swap[:, 20].mean(), swap[:, 60] - swap[:, 20]
+    assert abs((known * gain).mean()) < 4 * (known * gain).std() / math.sqrt(20_000)
