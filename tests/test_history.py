@@ -140,6 +140,7 @@ def test_a_member_draws_alone_as_among_others():
 def test_a_shorter_past_is_the_newest_part():
     long, short = (Windows().simulate(9, 60, DAY, generators(4), n_past=n) for n in (20, 5))
     assert torch.equal(short.past, long.past[..., -5:]) and torch.equal(short.spot, long.spot)
+    assert Windows(n_past=5).dates[0] == Windows().dates[0]  # 20 returns seed the rule and the band, however few are shown
 
 
 def test_draws_are_uniform_with_replacement():
