@@ -2,6 +2,7 @@
 import ast
 import itertools
 import re
+import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -97,6 +98,7 @@ def test_criteria_refuse_per_cent(wrong):
 def test_pairs_follow_the_seed_not_the_row(frame):
     shuffled = frame.sample(frac=1, random_state=0)
     pd.testing.assert_frame_equal(verdict(frame, ONE), verdict(shuffled, ONE))
+    assert list(pair(shuffled, "cvar95", "irm", "erm", "crisis").index) == list(range(6))
 
 
 # small sums by hand
@@ -105,6 +107,8 @@ def test_summaries_by_hand():
     assert iqm([1, 2, 3, 4, 5, 6, 7, 100]) == 4.5
     share, low, high = probability_of_improvement([0.9, 0.9, 1.0, 1.1])
     assert share == 0.625 and 0 < low < share < high < 1
+    share, low, high = probability_of_improvement(np.full(10, 0.9))
+    assert share == high == 1 and 0.6 < low < 0.8  # ten of ten does not prove certainty
     assert np.allclose(holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
 
 
@@ -137,6 +141,12 @@ def test_degradation_ignores_a_gain_that_is_the_same_everywhere(frame):
 
 
 # coverage
+
+def test_bca_leans_with_the_skewness():
+    x = np.random.default_rng(0).exponential(1.0, 30)
+    low, high = bca(x, np.random.default_rng(0))
+    assert high - x.mean() > 1.15 * (x.mean() - low)
+
 
 @pytest.mark.parametrize("n, least, most", [(10, 0.86, 0.93), (30, 0.90, 0.97)])
 def test_coverage_on_lognormal_ratios(n, least, most):
@@ -248,6 +258,7 @@ def test_identical_arms_tie_and_never_win():
 
 
 def test_controls_come_out_as_nothing():
+    assert {reference for _, reference in CONTROLS.ties} == {"erm", "erm_permuted"}
     names = {"erm", *CONTROLS.methods, *itertools.chain(*CONTROLS.ties)}
     said = answers(study(dict.fromkeys(sorted(names), 1.0), np.random.default_rng(10), spread=0.04), CONTROLS)
     assert all(word == "holds" for (name, _), word in said.items() if name.startswith("ties")) and said["H1 with both guards", "erm_again"] == "fails"
@@ -257,7 +268,7 @@ def test_compare_pairs_by_seed():
     frame = study({"erm": 1.0, "irm": 0.8}, np.random.default_rng(11))
     table = compare(frame, np.random.default_rng(0), criteria=ONE, resamples=999)
     row, x = table.loc["irm"], log_ratio(frame, "cvar95", "irm", "erm", "crisis")
-    assert row.low < row.ratio < row.high and np.isclose(row.ratio, np.exp(x.mean())) and row.p_sign_flip <= 0.0011
+    assert row.low < row.ratio < row.high and np.isclose(row.ratio, np.exp(x.mean())) and row.p_sign_flip <= 0.0011 and row.apart
     assert row.low > 0.72 and row.high < 0.88
     again = compare(frame, np.random.default_rng(0), criteria=ONE, resamples=999)
     pd.testing.assert_frame_equal(table, again)
@@ -321,7 +332,9 @@ def test_block_bootstrap_refuses_a_handful_of_days():
     for wrong in (np.zeros(19), np.zeros((2, 30)), np.full(30, np.nan)):
         with pytest.raises(ValueError, match="at least 20 days"):
             block_interval(wrong, np.random.default_rng(0))
-    assert block_interval(np.ones(30), np.random.default_rng(0))[:2] == (1, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert block_interval(np.ones(30), np.random.default_rng(0)) == (1, 1, 1)
 
 
 # the page and the code say the same
