@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-# %% ../nbs/01_markets.ipynb #f7f587d3
+# %% ../nbs/01_markets.ipynb #cc14a151
 def _require(
     claim: bool, # must hold
     what: str, # the rule
@@ -24,7 +24,7 @@ def _require(
     if not claim:
         raise ValueError(f"{what}, got {got}; {cure}")
 
-# %% ../nbs/01_markets.ipynb #f80deafa
+
 def _number(
     name: str, # of the parameter
     value: float, # of the parameter
@@ -35,19 +35,19 @@ def _number(
     fine = isinstance(value, (int, float)) and math.isfinite(value) and (value > 0 or value == 0 and not positive)
     _require(fine, f"{name} must be finite and {'positive' if positive else 'not negative'}", value, cure)
 
-# %% ../nbs/01_markets.ipynb #ab513f84
+
 def _correlation(
     rho: float, # between spot and vol
 ) -> None:
     "Refuse a correlation outside (-1, 1)."
     _require(-1 < rho < 1, "rho must lie strictly between -1 and 1", rho, "for a nearly perfect link take 0.99 with its sign")
 
-# %% ../nbs/01_markets.ipynb #62bacb95
+# %% ../nbs/01_markets.ipynb #1884a26e
 def _tau(n_steps: int, dt: float, like: Tensor) -> Tensor:
     "Years to expiry at each date, (n_steps+1,), exactly 0 at the last."
     return dt * torch.arange(n_steps, -1, -1, dtype=like.dtype, device=like.device)
 
-# %% ../nbs/01_markets.ipynb #16d49187
+
 @dataclass(frozen=True)
 class Paths:
     "Prices of one market along many paths, with what a quote would tell at each date."
@@ -69,10 +69,13 @@ class Paths:
         "Years to expiry at each date, (n_steps+1,), exactly 0 at the last."
         return _tau(self.n_steps, self.dt, self.spot)
 
+    def _tensors(self) -> list[str]:
+        "Names of the fields that hold tensors."
+        return [f.name for f in fields(self) if isinstance(getattr(self, f.name), Tensor)]
+
     def _map(self, change) -> "Paths":
         "Apply `change` to each tensor in its time-major layout."
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: change(v.mT).mT for k, v in tensors.items() if isinstance(v, Tensor)})
+        return replace(self, **{name: change(getattr(self, name).mT).mT for name in self._tensors()})
 
     def to(self, *args, **kwargs) -> "Paths":
         "Move to a device or dtype, as `Tensor.to` does."
@@ -111,17 +114,14 @@ class Paths:
         swap[..., 1:, :] += ((variance[..., 1:, :] + variance[..., :-1, :]) * (self.dt / 2)).cumsum(dim=-2)
         return swap.mT if self.jumped is None else swap.mT + self.jumped
 
-# %% ../nbs/01_markets.ipynb #f2d8a710
+# %% ../nbs/01_markets.ipynb #fc785eb2
 def _join(how, paths: Sequence[Paths], dim: int) -> Paths:
     "Join each field of several paths in its time-major layout."
     first = paths[0]
     _require(all(p.dt == first.dt for p in paths), "paths that are joined must share dt", [p.dt for p in paths], "simulate them on one grid")
-    if len(paths) == 1 and how is torch.cat:
-        return first
-    names = [f.name for f in fields(first) if isinstance(getattr(first, f.name), Tensor)]
-    return replace(first, **{name: how([getattr(p, name).mT for p in paths], dim).mT for name in names})
+    return replace(first, **{name: how([getattr(p, name).mT for p in paths], dim).mT for name in first._tensors()})
 
-# %% ../nbs/01_markets.ipynb #a39dc83d
+
 def stack(
     paths: Sequence[Paths], # of equal shape
     dim: int = 1, # where the new axis goes, counted from the left: 1 is the environment's place
@@ -129,14 +129,14 @@ def stack(
     "Put several `Paths` side by side along a new leading axis."
     return _join(torch.stack, paths, dim)
 
-# %% ../nbs/01_markets.ipynb #723853c3
+
 def concat(
     paths: Sequence[Paths], # of equal shape but for the number of paths
 ) -> Paths:
     "Chain several `Paths` along the axis of paths."
     return _join(torch.cat, paths, -1)
 
-# %% ../nbs/01_markets.ipynb #1112eda6
+# %% ../nbs/01_markets.ipynb #39a967ed
 def _members(generator: torch.Generator | Sequence[torch.Generator]) -> list[torch.Generator]:
     "List the generators, one per member."
     members = [generator] if isinstance(generator, torch.Generator) else list(generator) if isinstance(generator, Sequence) else []
@@ -144,7 +144,7 @@ def _members(generator: torch.Generator | Sequence[torch.Generator]) -> list[tor
              repr(generator), "write torch.Generator().manual_seed(0)")
     return members
 
-# %% ../nbs/01_markets.ipynb #28fa9fae
+
 def normals(
     shape: Sequence[int], # of one member's draws
     generator: torch.Generator | Sequence[torch.Generator], # one, or one per member
@@ -158,10 +158,10 @@ def normals(
         row.normal_(generator=member)
     return draws.to(device)
 
-# %% ../nbs/01_markets.ipynb #c04f5da3
+# %% ../nbs/01_markets.ipynb #3ecc0f80
 BLOCK = 2048 # paths drawn at a time: small enough for the cache, and fixed, so that results do not depend on how a caller chunks
 
-# %% ../nbs/01_markets.ipynb #748839ae
+
 class Market:
     "What every simulated market shares; a market of your own writes `log_returns` and `expected_variance`."
 
@@ -182,7 +182,15 @@ class Market:
                      "for example 1024 paths of 60 steps after 20 days")
         _number("dt", dt, "a trading day is 1/252 years, and maturity is n_steps * dt", positive=True)
         grid = n_steps, n_past, dt, _members(generator), dtype, device
-        return concat([self._block(min(BLOCK, n_paths - start), *grid) for start in range(0, n_paths, BLOCK)])
+        block = self._block(min(BLOCK, n_paths), *grid)
+        if n_paths <= BLOCK:
+            return block
+        paths = block._map(lambda x: x.new_empty(*x.shape[:-1], n_paths))
+        for start in range(0, n_paths, BLOCK):
+            block = block if start == 0 else self._block(min(BLOCK, n_paths - start), *grid)
+            for name in paths._tensors():
+                getattr(paths, name)[:, start:start + BLOCK] = getattr(block, name)
+        return paths
 
     def _block(self, width, n_steps, n_past, dt, generators, dtype, device) -> Paths:
         "Simulate at most BLOCK paths."
@@ -208,7 +216,7 @@ class Market:
         for start in range(0, n_paths, size):
             yield self.simulate(min(size, n_paths - start), *args, **options)
 
-# %% ../nbs/01_markets.ipynb #12e217cc
+
 def _accumulate(steps: Tensor) -> Tensor: # (M, n_steps, n_paths) -> (M, n_steps+1, n_paths)
     "Sum the steps along time, from zero."
     total = steps.new_empty(steps.shape[0], steps.shape[1] + 1, steps.shape[2])
@@ -236,7 +244,7 @@ class GBM(Market):
         noise = normals((variance.shape[1] - 1, variance.shape[2]), generators, variance.dtype, variance.device)
         return noise.mul_(self.vol * math.sqrt(dt)).sub_(self.vol**2 * dt / 2), None
 
-# %% ../nbs/01_markets.ipynb #3bc8d7db
+# %% ../nbs/01_markets.ipynb #983441bd
 @dataclass(frozen=True)
 class Heston(Market):
     "Square-root variance, stepped by Andersen's quadratic-exponential scheme with martingale correction."
@@ -307,7 +315,7 @@ class Heston(Market):
         drift.add_(later, alpha=k2).sub_(now, alpha=k3 / 2)
         return drift.addcmul_((now + later).sqrt_(), noise, value=math.sqrt(k3))
 
-# %% ../nbs/01_markets.ipynb #69837740
+
 def _match(now: Tensor, scheme: tuple, buffers: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     "The quadratic branch v_{t+dt} = (sqrt(root) + sqrt(scale) Z)²: returns minus the mean, root and scale, in `buffers`."
     (mean, mean_slope), (half, half_slope), bend = scheme
@@ -318,7 +326,7 @@ def _match(now: Tensor, scheme: tuple, buffers: Sequence[Tensor]) -> tuple[Tenso
     root = (root.clamp_min_(0) if bend else root).sqrt_() # mean² - variance / 2 is negative only where the other branch rules
     return minus, root, torch.div(scale, torch.sub(minus, root, out=total), out=scale)
 
-# %% ../nbs/01_markets.ipynb #bb5e4c96
+
 def _gap(now: Tensor, minus: Tensor, scheme: tuple) -> Tensor:
     "The exponential branch's mean 1 / beta = (mean + variance / mean) / 2, given that v_{t+dt} is not 0."
     return torch.add(scheme[1][0], now, alpha=scheme[1][1]).div_(minus).sub_(minus, alpha=0.5)
