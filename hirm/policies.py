@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['POLICIES', 'NoHedge', 'Delta', 'WhalleyWilmott', 'DeltaVega', 'BandPolicy', 'MLPPolicy']
 
-# %% ../nbs/07_policies.ipynb #8fc16e9b
+# %% ../nbs/07_policies.ipynb #f6871c05
 import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import leaky_relu_
 
 from .features import COLUMNS, Scaler, features
 from .hedging import Episode, clamp_path, join_instruments, roll
@@ -58,7 +59,7 @@ class DeltaVega(Delta):
         delta, vega = episode.call.delta(spot, tau, vol), episode.call.vega(spot, tau, vol)
         return join_instruments([delta, vega / (2 * vol * tau)])
 
-# %% ../nbs/07_policies.ipynb #585ed4d8
+# %% ../nbs/07_policies.ipynb #a29b6471
 def _uniform(shape, fan_in, generators):
     "PyTorch's default for linear layers, one generator per member: (M, *shape)."
     bound = 1 / math.sqrt(fan_in)
@@ -108,9 +109,9 @@ class _Learned(nn.Module):
 
     def _hidden(self, first, mask):
         "Both hidden layers, (M, width, N); dropout masks where given."
-        z = torch.relu_(first)
+        z = leaky_relu_(first)
         z = z if mask is None else z * mask[0]
-        z = torch.relu_(torch.baddbmm(self.bias2, self.weight2, z))
+        z = leaky_relu_(torch.baddbmm(self.bias2, self.weight2, z))
         return z if mask is None else z * mask[1]
 
     def _apply_head(self, z, head, shape):

@@ -1,0 +1,185 @@
+"""What the hedger sees and does: no future, one head, members apart, bounded positions."""
+import dataclasses
+
+import pytest
+import torch
+
+from hirm.features import COLUMNS, Scaler, features
+from hirm.hedging import ENVIRONMENTS, hedge, map_paths, stack_episodes
+from hirm.policies import POLICIES, BandPolicy, Delta, DeltaVega, MLPPolicy, NoHedge, WhalleyWilmott
+
+
+def generators(n, start=0):
+    return [torch.Generator().manual_seed(start + i) for i in range(n)]
+
+
+def episode(name="medium", n_paths=16, members=1, dtype=torch.float64, **changes):
+    return dataclasses.replace(ENVIRONMENTS[name], **changes).episode(n_paths, generators(members), dtype=dtype)
+
+
+def doubled_after(e, date):
+    "The same episode, every field of the paths doubled after a date."
+    late = torch.where(torch.arange(e.paths.n_steps + 1) > date, 2.0, 1.0).double()
+    paths = dataclasses.replace(e.paths, spot=e.paths.spot * late, variance=e.paths.variance * late, iv=e.paths.iv * late)
+    return dataclasses.replace(e, paths=paths, prices=e.prices * late[:, None])
+
+
+def learned(kind, members=2, **options):
+    policy = POLICIES[kind](generators(members, 7), **options).double()
+    with torch.no_grad():  # away from the initial near-zero head, so that what it sees matters
+        policy.head.mul_(30)
+    return policy
+
+
+ALL = {"no_hedge": NoHedge(), "delta": Delta(), "whalley_wilmott": WhalleyWilmott(), "band": learned("band"), "mlp": learned("mlp")}
+
+
+@pytest.mark.parametrize("date", [0, 17, 58])
+def test_no_feature_sees_the_future(date):
+    e = episode()
+    before, after = features(e), features(doubled_after(e, date))
+    assert torch.equal(before[..., :date + 1, :], after[..., :date + 1, :])
+    assert not torch.equal(before[..., date + 1:, :], after[..., date + 1:, :])
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_no_position_sees_the_future(name):
+    e = episode("crisis")
+    before, after = ALL[name](e), ALL[name](doubled_after(e, 30))
+    assert torch.equal(before[..., :31, :], after[..., :31, :])
+    assert name == "no_hedge" or not torch.equal(before, after)
+
+
+def test_expired_delta_is_zero_half_or_one():
+    spot = torch.tensor([0.9, 1.0, 1.1])
+    assert episode().call.delta(spot, 0.0, 0.2).tolist() == [0.0, 0.5, 1.0]
+
+
+@pytest.mark.parametrize("kind", POLICIES)
+def test_members_do_not_touch_each_other(kind):
+    policy, e = learned(kind, 3), episode("medium", 8, 3)
+    alone = POLICIES[kind](generators(1, 9)).double()
+    alone.load_state_dict({k: v[2:] for k, v in policy.state_dict().items()})
+    assert torch.allclose(policy(e)[2], alone(dataclasses.replace(e, paths=map_paths(lambda x: x[2:], e.paths), prices=e.prices[2:],
+                                                                  payoff=e.payoff[2:], premium=e.premium[2:]))[0], atol=1e-12)
+    positions = policy(e)
+    (gradient,) = torch.autograd.grad(positions[0].sum(), policy.head)
+    assert gradient[0].abs().min() > 0 and gradient[1:].abs().max() == 0
+
+
+@pytest.mark.parametrize("kind", POLICIES)
+def test_initial_weights_do_not_depend_on_batch_mates(kind):
+    many, one = POLICIES[kind](generators(4)), POLICIES[kind]([torch.Generator().manual_seed(2)])
+    for (name, a), b in zip(many.named_parameters(), one.parameters()):
+        assert torch.equal(a[2], b[0]), name
+
+
+@pytest.mark.parametrize("kind", POLICIES)
+def test_common_paths_serve_all_members(kind):
+    policy, e = learned(kind, 3), episode("crisis", 8)
+    repeated = dataclasses.replace(e, paths=map_paths(lambda x: x.expand(3, -1, -1), e.paths), prices=e.prices.expand(3, -1, -1, -1))
+    assert torch.allclose(policy(e), policy(repeated), atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", POLICIES)
+@pytest.mark.parametrize("per_path", [False, True])
+def test_head_copies_hold_the_gradient_of_their_own_group(kind, per_path):
+    policy = learned(kind)
+    batch = stack_episodes([episode("low", 8, 2), episode("high", 8, 2)], halves=2)
+    copies = policy.head_copies(2, 8 if per_path else 2)
+    loss = hedge(policy, batch, head=copies).loss
+    assert torch.allclose(loss, hedge(policy, batch).loss, atol=1e-12)
+    (apart,) = torch.autograd.grad(loss.sum(), copies, retain_graph=True)
+    (shared,) = torch.autograd.grad(hedge(policy, batch).loss.sum(), policy.head)
+    assert torch.allclose(apart.sum((1, 2)), shared, atol=1e-10)
+    (one,) = torch.autograd.grad(loss[:, 1, 0, 0].sum(), copies)  # a path of environment 1, first half
+    assert one[:, 0].abs().max() == 0 and one[:, 1, 0].abs().max() > 0 and one[:, 1, 1].abs().max() == 0
+    if not per_path:  # every environment reaches every head parameter
+        assert (apart.abs() > 0).flatten(3).all()
+
+
+@pytest.mark.parametrize("kind", POLICIES)
+def test_every_parameter_reaches_the_loss(kind):
+    policy = learned(kind)
+    hedge(policy, episode("medium", 256)).loss.mean().backward()
+    for name, p in policy.named_parameters():
+        assert (p.grad.abs() > 0).flatten(1).any(1).all(), name
+
+
+@pytest.mark.parametrize("kind", POLICIES)
+def test_positions_are_bounded_whatever_the_weights(kind):
+    policy = learned(kind)
+    with torch.no_grad():
+        for p in policy.parameters():
+            p.mul_(1e4)
+    assert policy(episode("crisis")).abs().max() <= 2.5
+
+
+@pytest.mark.parametrize("kind", POLICIES)
+def test_policy_is_never_told_the_environment(kind):
+    policy, calm, storm = learned(kind), episode("low", 8, 2), episode("crisis", 8, 2)
+    first, second = policy(stack_episodes([calm, storm])), policy(stack_episodes([storm, calm]))
+    assert torch.allclose(first[:, 0], second[:, 1], atol=1e-12) and torch.allclose(first[:, 1], second[:, 0], atol=1e-12)
+
+
+def test_inventory_has_a_scale_of_its_own():
+    policy, plain = learned("mlp"), episode()
+    before = policy(plain)
+    policy.scale(Scaler(torch.full((2, 4), 5.0).double(), torch.full((2, 4), 3.0).double()))
+    recurrent = policy.weight1[..., len(policy.columns):]
+    assert recurrent.shape[-1] == 1 and not torch.equal(policy(plain), before)
+    assert "inventory" not in COLUMNS and policy.mean.shape == (2, len(COLUMNS))
+
+
+def test_a_probe_distorts_one_column_and_nothing_else():
+    e = episode("crisis")
+    probed = dataclasses.replace(e, probe={"realized_vol": lambda x: 2 * x})
+    assert torch.equal(features(probed)[..., -1], 2 * features(e)[..., -1]) and torch.equal(features(probed)[..., :-1], features(e)[..., :-1])
+    blind = learned("band", columns=("delta", "gamma", "tau"))
+    assert torch.equal(blind(e), blind(probed)) and not torch.equal(ALL["band"](e), ALL["band"](probed))
+
+
+def test_unknown_feature_is_refused():
+    with pytest.raises(KeyError, match="choose from delta, gamma"):
+        features(episode(), ("dleta",))
+
+
+def test_scaler_standardizes_training_data_and_survives_a_constant_column():
+    values = torch.cat([features(episode("low", 500)), torch.ones(1, 500, 60, 1)], -1)
+    scaler = Scaler.fit(values)
+    z = ((values - scaler.mean) / scaler.std).flatten(1, -2)
+    assert z.mean(1).abs().max() < 1e-9 and torch.allclose(z.std(1)[0, :4], torch.ones(4).double()) and z[..., 4].abs().max() == 0
+
+
+def test_whalley_wilmott_stands_still_more_the_dearer_the_trade():
+    e = episode("medium", 200)
+    turnover = [hedge(WhalleyWilmott(), dataclasses.replace(e, friction=m * e.friction)).turnover.mean() for m in (1, 8)]
+    assert turnover[1] < turnover[0] < hedge(Delta(), e).turnover.mean()
+    assert hedge(WhalleyWilmott(1e12), e).positions.sub(Delta()(e)).abs().max() < 1e-3  # no fear of cost: delta
+
+
+def test_delta_vega_needs_the_swap_and_beats_delta_with_it():
+    with pytest.raises(ValueError, match="variance_swap"):
+        DeltaVega()(episode())
+    e = episode("medium", 2000, instruments=("spot", "variance_swap"), friction=0 * ENVIRONMENTS["medium"].friction)
+    assert hedge(DeltaVega(), e).pnl.std() < 0.8 * hedge(Delta(), e).pnl.std()
+
+
+def test_aversion_must_be_positive():
+    with pytest.raises(ValueError, match="aversion must be positive, got 0"):
+        WhalleyWilmott(0)
+
+
+@pytest.mark.parametrize("kind", POLICIES)
+def test_learned_policy_trades_a_second_instrument(kind):
+    policy = learned(kind, n_instruments=2)
+    e = episode("medium", 8, instruments=("spot", "variance_swap"))
+    assert policy(e).shape == (2, 8, 60, 2) and hedge(policy, e).pnl.shape == (2, 8)
+
+
+def test_a_single_instrument_policy_leaves_no_dropout_behind():
+    policy = learned("band")
+    policy.dropout = (0.3, generators(2))
+    assert not torch.equal(policy(episode()), ALL["band"](episode()))
+    policy.dropout = None
+    assert torch.equal(policy(episode()), ALL["band"](episode()))

@@ -1,0 +1,251 @@
+"""The learner is honest: what was asked is done, twice the same, resumable, and λ = 0 is ERM."""
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+
+from hirm.hedging import ENVIRONMENTS, hedge
+from hirm.objectives import METHODS
+from hirm.policies import Delta
+from hirm.risk import cvar
+from hirm.training import (SCALES, Config, Learner, as_config, bank, bank_loss, batches, clip_members, companions, curves, judged_environments,
+                           load_policy, risk_unit, sample_losses, train, training_environments)
+
+SMALL = dict(scale="smoke", environments="low,medium", n_paths=32, n_validation=200)
+
+
+def config(tmp_path, **options):
+    return Config(**{**SMALL, "runs": str(tmp_path / "runs"), **options})
+
+
+def log(run):
+    return (run.folder / "metrics.jsonl").read_bytes()
+
+
+def weights(learner):
+    return {k: v.clone() for k, v in learner.policy.state_dict().items()}
+
+
+def steps(options, n, seen=None):
+    "A learner after n updates."
+    learner = Learner(options, options.members())
+    for step, episode in zip(range(n), batches(learner.environments, learner.seeds, options)):
+        out = learner.update(step, episode)
+        if seen is not None:
+            seen.append(out)
+    return learner
+
+
+def test_same_seed_same_record_and_another_seed_another(tmp_path):
+    once, again = (train(config(tmp_path / name))[0] for name in ("a", "b"))
+    other = train(config(tmp_path / "c", seed=1))[0]
+    assert log(once) == log(again) and log(once) != log(other)
+
+
+def test_same_seed_in_a_fresh_process(tmp_path):
+    here = train(config(tmp_path / "here", method="irm"))[0]
+    code = f"from hirm.training import *; import torch; torch.set_num_threads(1); train(Config(method='irm', runs={str(tmp_path / 'there')!r}, **{SMALL!r}))"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert log(here) == (tmp_path / "there" / here.folder.name / "metrics.jsonl").read_bytes()
+
+
+def test_paths_are_fresh_for_every_update_seed_and_environment(tmp_path):
+    options = config(tmp_path, n_seeds=2)
+    drawn = [e.paths.spot[..., -1] for _, e in zip(range(3), batches(training_environments(options), [0, 1], options))]
+    finals = torch.stack(drawn).flatten()
+    assert len(finals.unique()) > 0.99 * len(finals)
+    resumed = next(batches(training_environments(options), [0, 1], options, start=2))
+    assert torch.equal(resumed.paths.spot[..., -1], drawn[2])
+
+
+def test_steps_taken_are_steps_asked(tmp_path):
+    run = train(config(tmp_path, updates=7, pretrain=2, ramp=2, validate_every=3))[0]
+    rows = [json.loads(line) for line in log(run).splitlines()]
+    assert [r["step"] for r in rows] == list(range(7))
+    assert [r["step"] + 1 for r in rows if "validation.high" in r] == [3, 6, 7]
+    learner = steps(config(tmp_path, updates=7, pretrain=0, ramp=0), 7)
+    assert {int(s["step"]) for s in learner.optimizer.state.values()} == {7}
+
+
+@pytest.mark.parametrize("policy", ["band", "mlp"])
+def test_every_parameter_moves_in_every_member(tmp_path, policy):
+    learner = steps(config(tmp_path, policy=policy, n_seeds=3, updates=4, pretrain=0, ramp=0), 4)
+    for (name, p), start in zip(learner.policy.named_parameters(), learner.initial):
+        assert (p != start).all(), name
+
+
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"erm", "erm_reg"}))  # erm_reg's weight decay and dropout are no penalties
+def test_without_weight_every_method_is_erm_bit_for_bit(tmp_path, method):
+    plain = steps(config(tmp_path, method="erm"), 8)
+    options = config(tmp_path, method=method, penalty_weight=0.0)
+    other = steps(options, 8)
+    assert all(torch.equal(a, b) for a, b in zip(weights(plain).values(), weights(other).values()))
+
+
+@pytest.mark.parametrize("policy", ["band", "mlp"])
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "erm"])
+def test_every_penalty_has_a_gradient(tmp_path, method, policy):
+    options = config(tmp_path, method=method, penalty_weight=0.5, policy=policy, pretrain=0, ramp=0, updates=2)
+    learner = Learner(options, options.members())
+    episode = next(batches(learner.environments, learner.seeds, options))
+    gradients = []
+    for weight in (None, learner.weights):
+        sample = sample_losses(learner.policy, learner.method, episode, learner.units, learner.risk, weight is not None)
+        objective = learner.method(sample, weight, {})
+        gradients.append(torch.autograd.grad(objective.sum(), list(learner.policy.parameters()), allow_unused=True))
+    for (name, _), without, with_penalty in zip(learner.policy.named_parameters(), *gradients):
+        assert with_penalty.isfinite().all() and not torch.equal(without, with_penalty), name
+
+
+def test_penalty_waits_for_its_phase(tmp_path):
+    rows = [json.loads(line) for line in log(train(config(tmp_path, method="irm", penalty_weight=0.5, updates=8, pretrain=3, ramp=4, validate_every=8))[0]).splitlines()]
+    assert [r["penalty_weight"] for r in rows] == pytest.approx([0, 0, 0, 0.125, 0.25, 0.375, 0.5, 0.5])
+    assert [r["penalty"] == pytest.approx(0, abs=1e-6) for r in rows[:3]] == [True] * 3
+
+
+@pytest.mark.parametrize("method", ["erm", "irm", "hirm", "groupdro"])
+def test_a_member_does_not_depend_on_its_batch_mates(tmp_path, method):
+    options = dict(method=method, updates=6, pretrain=1, ramp=1)
+    among = steps(config(tmp_path, n_seeds=3, **options), 6)
+    alone = steps(config(tmp_path, seed=2, **options), 6)
+    for (name, a), b in zip(weights(among).items(), weights(alone).values()):
+        assert torch.allclose(a[2], b[0], rtol=1e-3, atol=1e-4), name
+
+
+def test_a_sweep_over_weights_is_one_job(tmp_path):
+    runs = train(config(tmp_path, method="irm", penalty_weight=[0.0, 0.5], n_seeds=2, pretrain=2, ramp=2))
+    assert len({run.folder for run in runs}) == 4
+    assert [(r.config["seed"], r.config["penalty_weight"]) for r in runs] == [(0, 0.0), (0, 0.5), (1, 0.0), (1, 0.5)]
+    policy = load_policy(runs)
+    assert policy.head.shape[0] == 4 and not torch.equal(policy.head[0], policy.head[1])
+
+
+def test_gradients_are_clipped_per_member():
+    p = torch.nn.Parameter(torch.zeros(2, 3))
+    p.grad = torch.tensor([[3.0, 4.0, 0.0], [0.03, 0.04, 0.0]])
+    norm = clip_members([p], 1.0)
+    assert norm.tolist() == pytest.approx([5.0, 0.05]) and p.grad.norm(dim=1).tolist() == pytest.approx([1.0, 0.05])
+
+
+def test_divergence_stops_the_run_and_names_the_member(tmp_path):
+    options = config(tmp_path, n_seeds=2)
+    learner = Learner(options, options.members())
+    episode = next(batches(learner.environments, learner.seeds, options))
+    with torch.no_grad():
+        learner.policy.weight1[1, 0, 0] = float("nan")
+    with pytest.raises(FloatingPointError, match="update 5: the gradient of seed 1"):
+        learner.update(5, episode)
+
+
+def kill_in_the_middle(folder, options):
+    "Start a training process and kill it as soon as it has kept a state."
+    code = f"from hirm.training import *; import torch; torch.set_num_threads(1); train(Config(**{options!r}))"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for _ in range(600):
+        states = list(folder.rglob("last.safetensors"))
+        if len(states) >= options.get("n_seeds", 1):
+            break
+        time.sleep(0.05)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert states, "the run kept no state before the time was up"
+
+
+@pytest.mark.parametrize("method, n_seeds", [("irm", 1), ("groupdro", 2)])
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, method, n_seeds):
+    options = {**SMALL, "method": method, "n_seeds": n_seeds, "updates": 300, "pretrain": 50, "ramp": 50, "validate_every": 30}
+    whole = train(Config(**options, runs=str(tmp_path / "whole")))
+    kill_in_the_middle(tmp_path / "killed", {**options, "runs": str(tmp_path / "killed")})
+    cut = Config(**options, runs=str(tmp_path / "killed"))
+    again = train(cut)
+    for a, b in zip(whole, again):
+        assert log(a) == log(b) and a.manifest() == b.manifest()
+        assert all(torch.equal(x, y) for x, y in zip(a.best()[0].values(), b.best()[0].values()))
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path):
+    options = config(tmp_path)
+    run = train(options)[0]
+    run.finish({})
+    stamp = (run.folder / "metrics.jsonl").stat().st_mtime_ns
+    assert train(options)[0].folder == run.folder and (run.folder / "metrics.jsonl").stat().st_mtime_ns == stamp
+    train(options, again=True)
+    assert not run.done
+
+
+def test_record_answers_its_own_config(tmp_path):
+    run = train(config(tmp_path, method="vrex", cost=1.5))[0]
+    read = Config(**run.config, runs=str(tmp_path / "runs"))
+    assert train(read)[0].folder == run.folder
+    assert yaml.safe_load((run.folder / "config.yaml").read_text())["penalty_weight"] == METHODS["vrex"].weight
+    frame = curves([run])
+    assert {"step", "environment", "role", "risk", "penalty", "seed"} <= set(frame) and set(frame["environment"]) == {"low", "medium", "high"}
+
+
+def test_companion_is_the_erm_run_with_all_else_equal(tmp_path):
+    assert companions(config(tmp_path, method="irm")) == {}
+    train(config(tmp_path, method="erm", seed=1))[0].finish({})
+    assert companions(config(tmp_path, method="irm")) == {} and set(companions(config(tmp_path, method="irm", seed=1))) == {"erm"}
+
+
+def test_policies_of_different_kinds_are_not_loaded_together(tmp_path):
+    runs = train(config(tmp_path)) + train(config(tmp_path, realized_vol=False))
+    with pytest.raises(ValueError, match="share policy, features and width"):
+        load_policy(runs)
+
+
+def test_reference_unit_is_the_delta_hedge(tmp_path):
+    options = config(tmp_path, n_validation=4000)
+    low = ENVIRONMENTS["low"]
+    assert risk_unit(low, options) == pytest.approx(cvar(bank_loss(Delta(), bank(low, 4000, "unit")), 0.95).item())
+    assert risk_unit(low, dataclasses.replace(options, risk_unit="spot")) == 1.0
+    paid = risk_unit(low, dataclasses.replace(options, risk_unit="premium"))
+    assert paid == pytest.approx(hedge(Delta(), low.episode(2, torch.Generator())).episode.premium[0, 0].item(), rel=1e-5)
+
+
+def test_costs_scale_every_environment(tmp_path):
+    dear, plain = (judged_environments(config(tmp_path, cost=m)) for m in (2.0, 1.0))
+    for name in plain:
+        a, b = (hedge(Delta(), next(iter(bank(worlds[name], 50, "x")))).cost for worlds in (dear, plain))
+        assert torch.equal(a, 2 * b), name
+
+
+@pytest.mark.parametrize("wrong, words", [
+    (dict(method="imr"), "did you mean 'irm'"), (dict(scale="huge"), "smoke, laptop, paper"), (dict(policy="bnad"), "did you mean 'band'"),
+    (dict(alpha=95), "for the worst 5 % write 0.95"), (dict(cost=-1.0), "cost must be .* at least 0, got -1"), (dict(n_paths=0), "n_paths .* at least 2, got 0"),
+    (dict(n_paths=33), "even"), (dict(environments="low,mediun"), "did you mean 'medium'"), (dict(environments="low", method="irm"), "compares environments"),
+    (dict(penalty_weight=-0.1), "penalty_weight .* got -0.1"), (dict(n_seeds=0), "n_seeds"), (dict(updates=0), "updates"),
+    (dict(pretrain=10, updates=12, ramp=4), "must fit"), (dict(history="nowhere.csv"), "no file is"), (dict(sede=1), "did you mean 'seed'"),
+    (dict(risk_unit="euro"), "reference"), (dict(validate_on="hihg"), "did you mean 'high'"), (dict(smoothing=0), "smoothing must be positive"),
+    (dict(learning_rate=0.0), "learning_rate"), (dict(environments=""), "at least one"),
+])
+def test_bad_input_is_refused_before_any_folder_is_made(tmp_path, wrong, words):
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        as_config({**SMALL, "runs": str(tmp_path / "runs"), **wrong})
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_is_refused_where_there_is_none(tmp_path):
+    with pytest.raises(ValueError, match="no CUDA device"):
+        config(tmp_path, device="cuda")
+
+
+def test_unwritable_runs_folder_is_refused_before_training(tmp_path):
+    (tmp_path / "runs").write_text("a file in the way")
+    with pytest.raises(OSError, match="expected one that can be written"):
+        train(config(tmp_path))
+
+
+def test_scales_name_the_protocol_of_record():
+    paper = SCALES["paper"]
+    assert (paper["pretrain"], paper["ramp"], paper["updates"], paper["n_paths"], paper["learning_rate"]) == (20_000, 10_000, 150_000, 128, 1e-4)
+    assert SCALES["laptop"]["n_validation"] >= 100_000
