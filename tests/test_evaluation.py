@@ -8,7 +8,7 @@ import torch
 
 from hirm import evaluation
 from hirm.evaluation import (BLOCK, PROBES, LeaveOneEnvironmentOut, Last, Oracle, Outcome, Probe, Validation, calendar_pnl, costlier,
-                             crisis_table, cvar_error, digits, episodes, evaluate, interval, judge, jumpier, max_drawdown, metrics, outcomes,
+                             crisis_table, cvar_error, digits, episodes, evaluate, interval, judge, jumpier, max_drawdown, metrics, outcomes, pnl_by_spot,
                              relative_turnover, tail_quantiles)
 from hirm.features import features
 from hirm.frictions import Proportional
@@ -198,6 +198,12 @@ def test_tails_stop_where_fewer_than_ten_paths_lie_beyond():
     loss = torch.arange(1000.0)[None]
     quantiles = tail_quantiles(loss, (0.5, 0.99, 0.999))
     assert quantiles[0, :2].tolist() == pytest.approx([499.5, 989.01]) and np.isnan(quantiles[0, 2])
+
+
+def test_pnl_by_spot_averages_within_bins():
+    spot, pnl = torch.tensor([[4.0, 1.0, 3.0, 2.0]]), torch.tensor([[8.0, 2.0, 6.0, 5.0], [0.0, 1.0, 0.0, 3.0]])
+    at, mean = pnl_by_spot(Outcome(pnl, *[spot] * 5), n_bins=2)
+    assert at.tolist() == [1.5, 3.5] and mean.tolist() == [[3.5, 7.0], [2.0, 0.0]]
 
 
 def test_interval_joins_seeds_and_paths():
