@@ -28,8 +28,9 @@ TOC = chapters(yaml.safe_load((ROOT / "book" / "_toc.yml").read_text()))
 
 @pytest.fixture(scope="module")
 def build(tool):
-    "The finished command that built the book."
-    return tool("jupyter-book", "build", "book", "-W", "--keep-going", "--all")
+    "The finished command that built the book, from nothing: an old file must not hide that a new one is missing."
+    shutil.rmtree(HTML.parent, ignore_errors=True)
+    return tool("jupyter-book", "build", "book", "-W", "--keep-going")
 
 
 @pytest.fixture(scope="module")
