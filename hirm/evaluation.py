@@ -6,9 +6,11 @@
 __all__ = ['BLOCK', 'PROBES', 'LEVELS', 'max_drawdown', 'Outcome', 'cvar_error', 'metrics', 'episodes', 'baselines', 'costlier',
            'jumpier', 'masked', 'scrambled', 'doubled', 'Probe', 'Judgement', 'tail_quantiles', 'pnl_by_spot',
            'calendar_pnl', 'pieces', 'outcomes', 'describe', 'judge', 'relative_turnover', 'evaluate', 'interval',
-           'crisis_table', 'digits', 'Last', 'Validation', 'Oracle', 'LeaveOneEnvironmentOut']
+           'crisis_table', 'digits', 'case_table', 'conclude', 'Last', 'Validation', 'Oracle', 'LeaveOneEnvironmentOut']
 
-# %% ../nbs/12_evaluation.ipynb #53050682
+# %% ../nbs/12_evaluation.ipynb #3ca2272e
+import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 
@@ -25,7 +27,7 @@ from .history import Windows, load_series
 from .markets import Jumps
 from .policies import Delta, DeltaVega, NoHedge, WhalleyWilmott
 from .risk import cvar
-from .runs import stream
+from .runs import atomic_write, project, stream
 
 # %% ../nbs/12_evaluation.ipynb #be3c9c90
 def max_drawdown(
@@ -283,7 +285,7 @@ def _long(values: np.ndarray, key: str, columns: Sequence, value: str) -> pd.Dat
     """Return a matrix (n_members, n_columns) as a tidy frame, index member."""
     return pd.DataFrame(values, columns=columns).rename_axis("member").melt(var_name=key, value_name=value, ignore_index=False)
 
-# %% ../nbs/12_evaluation.ipynb #80fab73a
+# %% ../nbs/12_evaluation.ipynb #3faf65f6
 def judge(
     policies: Mapping[str, Callable],  # name -> policy; members on the leading axis of its positions
     environments: Iterable[Environment],
@@ -302,7 +304,7 @@ def judge(
         named = baselines(environment) | dict(policies)
         for method, left in outcomes(named, environment, n_paths, seed, probe=probe, **options).items():
             for name, frame in describe(*left, environment).items():
-                who = pd.DataFrame({"method": method, "seed": frame.index if seeds is None else np.asarray(seeds)[frame.index],
+                who = pd.DataFrame({"method": method, "member": frame.index, "seed": frame.index if seeds is None else np.asarray(seeds)[frame.index],
                                     "environment": environment.name, "role": environment.role, "selection": selection, "probe": probe.name})
                 frames[name].append(pd.concat([who, frame.reset_index(drop=True)], axis=1))
     joined = {name: pd.concat(part, ignore_index=True) if part else pd.DataFrame() for name, part in frames.items()}
@@ -372,6 +374,38 @@ def digits(value: float, n: int = 3) -> str:
     rounded = float(f"{value:.{n - 1}e}")
     places = n - 1 - (int(np.floor(np.log10(abs(rounded)))) if rounded else 0)
     return f"{rounded:.{max(places, 0)}f}"
+
+# %% ../nbs/12_evaluation.ipynb #846cd5b2
+def case_table(
+    frame: pd.DataFrame,  # metrics, as `evaluate` gives them
+) -> pd.DataFrame:  # index environment and method; text, money in % of spot
+    """Return the case studies: every recorded test environment of the frame."""
+    chosen = frame[(frame["role"] == "test") & (frame["n_effective"] < frame["n_paths"])]
+    rows = chosen.groupby(["environment", "method"], sort=False).mean(numeric_only=True)
+    percent = {"mean P&L (%)": "mean_pnl", "CVaR-95 (%)": "cvar95", "max drawdown (%)": "max_drawdown"}
+    table = pd.DataFrame({"windows": rows["n_paths"].map("{:.0f}".format), "independent": rows["n_effective"].map("{:.1f}".format)})
+    return table.assign(**{name: (100 * rows[column]).map(digits) for name, column in percent.items()}, turnover=rows["turnover"].map(digits))
+
+# %% ../nbs/12_evaluation.ipynb #bfe92600
+def conclude(
+    records: Sequence,  # runs, in the order of the policy's members
+    judgement: Judgement,  # of their policy
+    method: str,  # its name in the judgement
+    **figures,  # name -> Axes, kept as PNG
+) -> list[str]:  # folders of the runs, from the project
+    """Write what was found into the runs' folders and close them."""
+    kept = [f.name for f in fields(Judgement) if not getattr(judgement, f.name).empty]
+    for member, record in enumerate(records):
+        for name in kept:
+            frame = getattr(judgement, name)
+            mine = (frame["method"] == method) & (frame["member"] == member)
+            atomic_write(record.artifacts / f"{name}.csv", frame[mine | (frame["method"] != method)].to_csv(index=False))
+        for name, ax in figures.items():
+            ax.figure.savefig(record.artifacts / f"{name}.png", dpi=100, bbox_inches="tight")
+        rows = judgement.metrics[(judgement.metrics["method"] == method) & (judgement.metrics["member"] == member)]
+        numbers = rows.set_index("environment").select_dtypes("number").drop(columns=["seed", "member"])
+        record.finish({"selection": rows["selection"].iloc[0], "metrics": json.loads(numbers.to_json(orient="index", double_precision=12))})
+    return [os.path.relpath(record.folder, project()) for record in records]
 
 # %% ../nbs/12_evaluation.ipynb #95d94091
 @dataclass(frozen=True)
