@@ -244,7 +244,7 @@ class GBM(Market):
         noise = normals((variance.shape[1] - 1, variance.shape[2]), generators, variance.dtype, variance.device)
         return noise.mul_(self.vol * math.sqrt(dt)).sub_(self.vol**2 * dt / 2), None
 
-# %% ../nbs/01_markets.ipynb #983441bd
+# %% ../nbs/01_markets.ipynb #5c51ef94
 @dataclass(frozen=True)
 class Heston(Market):
     "Square-root variance, stepped by Andersen's quadratic-exponential scheme with martingale correction."
@@ -318,12 +318,12 @@ class Heston(Market):
 
 def _match(now: Tensor, scheme: tuple, buffers: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     "The quadratic branch v_{t+dt} = (sqrt(root) + sqrt(scale) Z)²: returns minus the mean, root and scale, in `buffers`."
-    (mean, mean_slope), (half, half_slope), bend = scheme
+    (mean, mean_slope), (half, half_slope), _ = scheme
     minus, root, scale, total = buffers
     torch.add(mean, now, alpha=mean_slope, out=minus)
     torch.add(half, now, alpha=half_slope, out=scale)
     torch.addcmul(scale, minus, minus, out=root)
-    root = (root.clamp_min_(0) if bend else root).sqrt_() # mean² - variance / 2 is negative only where the other branch rules
+    root.sqrt_() # of mean² - variance / 2, negative only where the other branch rules: what comes of it is never taken
     return minus, root, torch.div(scale, torch.sub(minus, root, out=total), out=scale)
 
 

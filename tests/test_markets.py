@@ -161,6 +161,12 @@ def test_price_is_a_martingale(name):
     assert abs(standard_errors(last_spot(MARKETS[name], N_PATHS, 60, DAY), 1)) < 3
 
 
+@pytest.mark.parametrize("market", (CRISIS, BROKEN, ROUGH, replace(ROUGH, rho=0.5), Heston(0.09, 1, 0.09, 1, -0.9)))
+def test_heston_is_a_martingale_at_long_steps(market):
+    "The correction holds on the grid, not only in the limit: half-yearly steps, where the plain drift is off by many standard errors."
+    assert abs(standard_errors(last_spot(market, N_PATHS, 4, 0.5, dtype=torch.float64), 1)) < 3
+
+
 def test_correction_falls_back_where_its_expectation_does_not_exist():
     "Yearly steps, rho > 0 and a wild variance: E[exp(A v)] is infinite, and the plain drift must still give finite prices."
     for xi in (3, 6):
@@ -180,14 +186,14 @@ def test_paths_are_finite_and_variance_is_never_negative(name, dtype):
 @pytest.mark.parametrize("name", ("low", "crisis_broken", "far from theta", "rough", "merton", "sabr_crisis"))
 def test_implied_variance_is_what_the_paths_realise(name):
     "The variance swap's price is a martingale, so that iv is a fair quote at every date; on the last it is the variance realised."
-    paths = MARKETS[name].simulate(100_000, 60, DAY, seeded(4), dtype=torch.float64)
+    paths = MARKETS[name].simulate(40_000, 60, DAY, seeded(4), dtype=torch.float64)
     swap = paths.variance_swap()[0]
     for date in (20, 40, 60):
         assert abs(standard_errors(swap[:, date], swap[0, 0].item())) < 3.5
     returns = paths.spot[0].log().diff()
-    assert returns.square().sum(-1).mean().item() == pytest.approx(swap[0, 0].item(), rel=0.02)
+    assert returns.square().sum(-1).mean().item() == pytest.approx(swap[0, 0].item(), rel=0.04)
     known = MARKETS[name].expected_variance(paths.variance[0, 0, 0], 20 * DAY).item() # the past is a run of the same market
-    assert paths.past[0].square().mean().item() / DAY == pytest.approx(known, rel=0.02)
+    assert paths.past[0].square().mean().item() / DAY == pytest.approx(known, rel=0.04)
 
 
 def test_expected_variance_at_its_limits():
