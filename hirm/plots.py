@@ -6,7 +6,7 @@
 __all__ = ['INK', 'COLOURS', 'DASHES', 'WORLDS', 'SPARE', 'STYLE', 'colour', 'styled', 'learning_curves', 'tail_qq', 'estimates',
            'interval_plot', 'regime_panels', 'lambda_sweep', 'frontier', 'sensitivity', 'pnl_path', 'conditional_pnl']
 
-# %% ../nbs/15_plots.ipynb #53c26116
+# %% ../nbs/15_plots.ipynb #7692d933
 from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 
@@ -26,7 +26,7 @@ COLOURS = {
     "erm_pool": "#5B7FB8", "hgca": "#B0703C", "wcvar": "#4FB89A", "iga": "#9467BD", "fishr": "#A89A00", "term": "#A8617F", "oracle": "#E0393E",
     "no_hedge": "#A9ADB1", "delta": "#7F858B", "delta_vega": "#92908A", "whalley_wilmott": "#9B9FA6"}
 DASHES = {"no_hedge": ":", "delta": "--", "delta_vega": "-.", "whalley_wilmott": (0, (5, 1, 1, 1)), "oracle": (0, (3, 1))}
-WORLDS = {"low": "#5AB4AC", "medium": "#3F7F93", "high": "#8C6BB1", "crisis": "#B5367A"}  # from calm to storm
+WORLDS = {"low": "#5AB4AC", "medium": "#A08030", "high": "#8C6BB1", "crisis": "#B5367A"}  # from calm to storm
 SPARE = ("#7A7AE0", "#4DAF4A", "#A65628", "#D0679D", "#5FA8A8", "#B58900")
 
 STYLE = {
