@@ -8,7 +8,7 @@ __all__ = ['BLOCK', 'PROBES', 'LEVELS', 'max_drawdown', 'Outcome', 'cvar_error',
            'calendar_pnl', 'pieces', 'outcomes', 'describe', 'judge', 'relative_turnover', 'evaluate', 'interval',
            'crisis_table', 'digits', 'case_table', 'conclude', 'Last', 'Validation', 'Oracle', 'LeaveOneEnvironmentOut']
 
-# %% ../nbs/12_evaluation.ipynb #3ca2272e
+# %% ../nbs/12_evaluation.ipynb #1dd69c78
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,7 +19,6 @@ import pandas as pd
 import torch
 from scipy import stats as laws
 from torch import Tensor
-from tqdm import tqdm
 
 from .features import COLUMNS
 from .hedging import Environment, Episode, Ledger, hedge
@@ -28,6 +27,7 @@ from .markets import Jumps
 from .policies import Delta, DeltaVega, NoHedge, WhalleyWilmott
 from .risk import cvar
 from .runs import atomic_write, project, stream
+from .training import progress
 
 # %% ../nbs/12_evaluation.ipynb #be3c9c90
 def max_drawdown(
@@ -285,7 +285,7 @@ def _long(values: np.ndarray, key: str, columns: Sequence, value: str) -> pd.Dat
     """Return a matrix (n_members, n_columns) as a tidy frame, index member."""
     return pd.DataFrame(values, columns=columns).rename_axis("member").melt(var_name=key, value_name=value, ignore_index=False)
 
-# %% ../nbs/12_evaluation.ipynb #3faf65f6
+# %% ../nbs/12_evaluation.ipynb #07bc85ac
 def judge(
     policies: Mapping[str, Callable],  # name -> policy; members on the leading axis of its positions
     environments: Iterable[Environment],
@@ -295,12 +295,12 @@ def judge(
     seeds: Sequence[int] | None = None,  # names of the members; 0, 1, … if not given
     selection: str = "last",  # name of the rule that chose the policies
     probe: Probe = Probe(),  # what is changed
-    progress: bool = False,  # show a bar
+    quiet: bool = True,  # no progress bar
     **options,  # chunk, dtype, device
 ) -> Judgement:
     """Judge policies and baselines on common paths in each environment."""
     frames = {f.name: [] for f in fields(Judgement)}
-    for environment in tqdm(list(environments), disable=not progress, desc="judging"):
+    for environment in progress(list(environments), desc="judging", disable=quiet):
         named = baselines(environment) | dict(policies)
         for method, left in outcomes(named, environment, n_paths, seed, probe=probe, **options).items():
             for name, frame in describe(*left, environment).items():

@@ -104,13 +104,15 @@ def fill_output(
         sys.exit(f"papermill: expected a runs folder that can be written, got {os.path.relpath(output.parent)} ({error.strerror}); name another by -p runs FOLDER")
     return [*words[:plain[0] + 1], os.path.relpath(output), *words[plain[0] + 1:]]
 
-# %% ../nbs/16_launch.ipynb #9836232a
+# %% ../nbs/16_launch.ipynb #667f8407
 def __getattr__(name):
     "papermill's entry point, `hirm.launch:engine`: fetching it completes the command that is just being read."
     if name != "engine": raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from papermill.engines import NBClientEngine
     started = [Path(sys.argv[0]).stem, Path(sys.argv[0]).parent.name, *getattr(sys, "orig_argv", [])[1:3]]
-    if "papermill" in started[:2] or started[2:] == ["-m", "papermill"]: sys.argv[1:] = fill_output(sys.argv[1:])
+    if "papermill" in started[:2] or started[2:] == ["-m", "papermill"]:
+        os.environ["HIRM_PROGRESS"] = "terminal"  # the kernel inherits it, and draws its bars where the user looks
+        sys.argv[1:] = fill_output(sys.argv[1:])
     return NBClientEngine
 
 # %% ../nbs/16_launch.ipynb #c0222a5b

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['SCALES', 'Config', 'history_file', 'worlds', 'training_environments', 'judged_environments', 'as_config', 'bank',
-           'bank_loss', 'risk_unit', 'batches', 'sample_losses', 'clip_members', 'Learner', 'initial_policy', 'train',
-           'companions', 'curves', 'load_policy']
+           'bank_loss', 'risk_unit', 'batches', 'sample_losses', 'clip_members', 'Learner', 'initial_policy',
+           'progress', 'train', 'companions', 'curves', 'load_policy']
 
-# %% ../nbs/11_training.ipynb #6a361b8e
+# %% ../nbs/11_training.ipynb #22a6553b
 import difflib
 import hashlib
 import math
+import os
+import sys
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import groupby, product
 from pathlib import Path
@@ -356,7 +358,18 @@ def initial_policy(config: Config, seeds: list[int]):
     "An untrained policy, one member per seed."
     return POLICIES[config.policy]([stream(seed, "weights") for seed in seeds], config.columns, config.width).to(config.device)
 
-# %% ../nbs/11_training.ipynb #dc7b266b
+# %% ../nbs/11_training.ipynb #90877d3b
+def progress(
+    steps,  # what is walked through
+    **bar,  # options of tqdm
+):
+    "A progress bar; under papermill it is drawn on the terminal and not stored in the notebook."
+    terminal = getattr(sys.stderr, "_original_stdstream_copy", None)  # ipykernel's own copy of the terminal's descriptor
+    if terminal is None or os.environ.get("HIRM_PROGRESS") != "terminal":
+        return tqdm(steps, **bar)
+    return tqdm(steps, file=os.fdopen(os.dup(terminal), "w", buffering=1), leave=False, dynamic_ncols=True, **bar)
+
+
 def train(
     config: Config,  # what to train
     again: bool = False,  # train anew what is done already
@@ -383,7 +396,7 @@ def _train_together(config, members, runs, start, kept):
     judged = bank(worlds(config)[config.validate_on], config.n_validation, "validation", device=config.device)
     episodes = batches(learner.environments, learner.seeds, config, start)
     log_every = max(1, config.updates // 100)
-    for step in tqdm(range(start, config.updates), desc=f"{config.method} × {len(runs)}", initial=start, total=config.updates):
+    for step in progress(range(start, config.updates), desc=f"{config.method} × {len(runs)}", initial=start, total=config.updates):
         seen = learner.update(step, next(episodes))
         score = None
         if (step + 1) % config.validate_every == 0 or step + 1 == config.updates:
