@@ -7,17 +7,17 @@ __all__ = ['DAYS_PER_YEAR', 'MIN_ROWS', 'FIT_ROWS', 'LAST_TRAINING_DAY', 'N_PAST
            'load_series', 'train_end', 'calendar', 'VarianceRule', 'variance_rule', 'trailing_vol', 'effective_number',
            'Windows', 'calendar_windows', 'training_windows']
 
-# %% ../nbs/02_history.ipynb #370aaee3
+# %% ../nbs/02_history.ipynb #dcb00ab0
 import functools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy.signal import lfilter
 from torch import Tensor
 
 from .markets import Paths
@@ -162,7 +162,7 @@ def calendar(
         ranges["holdout"] = (str(first.date()), str(date.iloc[-1].date()))
     return ranges
 
-# %% ../nbs/02_history.ipynb #644649c2
+# %% ../nbs/02_history.ipynb #607aa5fc
 @dataclass(frozen=True)
 class VarianceRule:
     "A GJR-GARCH(1,1) forecast of daily variance (Glosten, Jagannathan & Runkle 1993)."
@@ -186,7 +186,7 @@ class VarianceRule:
         seed = np.mean(returns[1 : N_PAST + 1] ** 2)  # the days before row N_PAST start no window
         later = returns[N_PAST + 1 :]
         news = self.omega + (self.alpha + self.gamma * (later < 0)) * later**2
-        forecast = lfilter([1.0], [1.0, -self.beta], news, zi=[self.beta * seed])[0]
+        forecast = list(accumulate(news, lambda before, new: new + self.beta * before, initial=seed))[1:]
         return DAYS_PER_YEAR * np.concatenate([np.full(N_PAST + 1, seed), forecast])
 
     def average(
