@@ -116,6 +116,7 @@ PRICED = {
     "Bates, 8 jumps in 2 years": (Jumps(MEDIUM, **FALLS), 730, 200, (0.7, 1, 1.3)),
     "sabr_calm": (SABR(0.18, 1, 0.7, -0.3), 87, 60, (0.9, 1, 1.1)),
     "sabr_crisis": (SABR(0.55, 1, 1.5, -0.4), 87, 60, (0.8, 1, 1.2)),
+    "sabr_crisis, 12 long steps": (SABR(0.55, 1, 1.5, -0.4), 365, 12, (0.8, 1, 1.2)),
     "SABR, nu = 0": (SABR(0.2, 1, 0, -0.3), 87, 60, (0.9, 1, 1.1)),
     "CEV, beta = 0.5": (SABR(0.3, 0.5, 0, 0), 365, 100, (0.8, 1, 1.2)),
     "SABR, beta = 0.5": (SABR(0.3, 0.5, 0.7, -0.3), 87, 60, (0.9, 1, 1.1)),
@@ -124,7 +125,7 @@ PRICED = {
 
 @pytest.mark.parametrize("name", PRICED)
 def test_call_prices_match_the_closed_form(name):
-    """Within 3 standard errors at each strike. A new seed would fail one of these 63 now and then: the seed is fixed, and was not searched for."""
+    """Within 3 standard errors at each strike. A new seed would fail one of these 66 now and then: the seed is fixed, and was not searched for."""
     market, days, n_steps, strikes = PRICED[name]
     dtype = torch.float64 if n_steps <= 60 else torch.float32 # the long ones in float32, for time
     spot = last_spot(market, N_PATHS, n_steps, days / 365 / n_steps, dtype=dtype)
@@ -168,9 +169,9 @@ def test_heston_is_a_martingale_at_long_steps(market):
 
 
 def test_correction_falls_back_where_its_expectation_does_not_exist():
-    "Yearly steps, rho > 0 and a wild variance: E[exp(A v)] is infinite, and the plain drift must still give finite prices."
-    for xi in (3, 6):
-        paths = Heston(0.04, 0.5, 0.04, xi, 0.95).simulate(5000, 5, 1.0, seeded(0), dtype=torch.float64)
+    "Yearly steps, rho near 1, fast reversion: E[exp(A v)] is infinite, its formula is not a number, and the plain drift stands in."
+    for market in (Heston(10, 40, 10, 21, 0.99), Heston(0.1, 40, 0.1, 21, 0.99)):
+        paths = market.simulate(5000, 2, 1.0, seeded(0), dtype=torch.float64)
         assert all(torch.isfinite(x).all() for x in (paths.spot, paths.variance, paths.iv, paths.past))
 
 
