@@ -55,14 +55,14 @@ class Episode:
                 for e, kernel in enumerate(self.friction)]
         return torch.stack(each, 1).transpose(-1, -3)
 
-# %% ../nbs/05_hedging.ipynb #f0ca1f58
+# %% ../nbs/05_hedging.ipynb #e4ed654d
 def map_paths(
     function: Callable,  # tensors (…, n_paths, n) of the same field -> one tensor
     *paths: Paths,  # one or several
 ) -> Paths:
     "Apply a function field by field: slice, cut or stack paths."
     names = ("spot", "variance", "iv", "past")
-    return replace(paths[0], **{k: function(*(getattr(p, k) for p in paths)) for k in names})
+    return replace(paths[0], **{k: function(*(getattr(p, k) for p in paths)) for k in names}, jumped=None)  # priced already
 
 
 def stack_episodes(
