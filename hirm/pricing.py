@@ -151,19 +151,15 @@ def _time_value(price: Tensor, spot: Tensor, strike: Tensor, tau: Tensor, eps: f
             "check that it is a call's and in the units of spot")
     return time_value.clamp(min=0)
 
-# %% ../nbs/03_pricing.ipynb #6c841749
-def _log_gap(total_vol: Tensor, low: Tensor, high: Tensor, cheap: Tensor) -> tuple[Tensor, Tensor]:
-    "Log of an out-of-the-money call on `low` struck at `high` (or of what it lacks to `low`), and its slope."
+# %% ../nbs/03_pricing.ipynb #99bc3a8c
+def _log_price(total_vol: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    "Log of the price of an out-of-the-money call on `low` struck at `high`, and its slope in total vol."
     d1 = torch.log(low / high) / total_vol + 0.5 * total_vol
     scaled = lambda d: math.sqrt(math.pi / 2) * torch.special.erfcx(-d / math.sqrt(2))  # N(d) / density(d)
-    log_vega = torch.log(low) - 0.5 * d1 * d1 - 0.5 * math.log(2 * math.pi)
-    # the common factor is taken out, so that a price of 1e-200 keeps its digits
-    log_price = log_vega + torch.log(scaled(d1) - scaled(d1 - total_vol))
-    log_lack = torch.log(low * _normal_cdf(-d1) + high * _normal_cdf(d1 - total_vol))
-    value = torch.where(cheap, log_price, -log_lack)
-    return value, torch.exp(log_vega - torch.where(cheap, log_price, log_lack))
+    ratio = scaled(d1) - scaled(d1 - total_vol)  # price / vega: the common factor is out, so 1e-200 keeps its digits
+    return torch.log(low * ratio) - 0.5 * d1 * d1 - 0.5 * math.log(2 * math.pi), 1 / ratio
 
-# %% ../nbs/03_pricing.ipynb #84139ea7
+# %% ../nbs/03_pricing.ipynb #da5216fc
 @torch.no_grad()
 def implied_vol(
     price: Tensor | float,  # price of the call, any shape, in the units of spot
@@ -177,12 +173,12 @@ def implied_vol(
     time_value = _time_value(price, spot, strike, tau, torch.finfo(given[0].dtype).eps)
     # parity and symmetry: every call has the time value of an out-of-the-money call
     low, high = torch.minimum(spot, strike), torch.maximum(spot, strike)
-    worthless, cheap = time_value == 0, time_value < 0.5 * low
-    target = torch.where(cheap, torch.where(worthless, 1.0, time_value).log(), -torch.log(spot - price))
+    worthless = time_value == 0
+    target = torch.where(worthless, 1.0, time_value).log()
     below, above = torch.zeros_like(low), torch.full_like(low, 80.0)
     total_vol = (2 * torch.log(high / low)).sqrt().clamp(min=1e-3)  # where vega peaks
     for _ in range(200):
-        value, slope = _log_gap(total_vol, low, high, cheap)
+        value, slope = _log_price(total_vol, low, high)
         gap = value - target
         below, above = torch.where(gap < 0, total_vol, below), torch.where(gap < 0, above, total_vol)
         step = total_vol - gap / slope
