@@ -59,7 +59,7 @@ class DeltaVega(Delta):
         delta, vega = episode.call.delta(spot, tau, vol), episode.call.vega(spot, tau, vol)
         return join_instruments([delta, vega / (2 * vol * tau)])
 
-# %% ../nbs/07_policies.ipynb #a29b6471
+# %% ../nbs/07_policies.ipynb #152baf17
 def _uniform(shape, fan_in, generators):
     "PyTorch's default for linear layers, one generator per member: (M, *shape)."
     bound = 1 / math.sqrt(fan_in)
@@ -113,6 +113,17 @@ class _Learned(nn.Module):
         z = z if mask is None else z * mask[0]
         z = leaky_relu_(torch.baddbmm(self.bias2, self.weight2, z))
         return z if mask is None else z * mask[1]
+
+    def representation(self,
+        episode: Episode,  # the trade
+    ) -> Tensor:  # (…, n_paths, n_steps, width), width outermost in memory
+        "What the head sees at every date, no dropout; a recurrent policy holds its own positions."
+        first, shape = self._inputs(episode)
+        if self.recurrent:
+            held = nn.functional.pad(self(episode)[..., :-1, :], (0, 0, 1, 0))
+            inventory = held.movedim(-1, 1).mT.flatten(2)  # (M, n_instruments, N)
+            first = torch.baddbmm(first, self.weight1[..., len(self.columns):], inventory)
+        return self._hidden(first, None).unflatten(-1, shape).movedim(1, -1).transpose(-2, -3)
 
     def _apply_head(self, z, head, shape):
         "Linear head on z (M, width, N), N = (*groups, n_steps, n_paths); copies of the head, one per group or one per path."

@@ -99,6 +99,19 @@ def test_head_copies_hold_the_gradient_of_their_own_group(kind, per_path):
 
 
 @pytest.mark.parametrize("kind", POLICIES)
+def test_the_head_on_the_representation_is_the_policy(kind):
+    policy, batch = learned(kind), stack_episodes([episode("low", 6, 2), episode("high", 6, 2)])
+    seen = policy.representation(batch)
+    assert seen.shape == (2, 2, 1, 6, 60, 32)
+    out = torch.einsum("m...h,moh->m...o", seen, policy.head[..., :-1]) + policy.head[:, None, None, None, None, :, -1]
+    if kind == "mlp":
+        assert torch.allclose(0.5 + torch.tanh(out), policy(batch), atol=1e-12)
+    else:
+        lower, upper = policy.band(batch)
+        assert torch.allclose(torch.sigmoid(out[..., 1:] - 3.0), (upper - lower) / 2, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", POLICIES)
 def test_every_parameter_reaches_the_loss(kind):
     policy = learned(kind)
     hedge(policy, episode("medium", 256)).loss.mean().backward()
