@@ -291,7 +291,7 @@ ENVIRONMENTS: dict[str, Environment] = {e.name: e for e in [
     _simulated("sabr_crisis", "test", SABR(alpha=0.55, beta=1.0, nu=1.5, rho=-0.4), 10),
 ]}
 
-# %% ../nbs/05_hedging.ipynb #7abdab5f
+# %% ../nbs/05_hedging.ipynb #5f9f8a1f
 _SPREADS = {"history_low": 1, "history_medium": 2, "gfc": 10, "volmageddon": 5, "covid": 10, "bear_2022": 5, "holdout": 2}  # bps
 
 
@@ -304,7 +304,7 @@ def recorded_environments(
             for name, market in windows.items()}
 
 
-_training = dict(until=LAST_TRAINING_DAY, exclude=tuple(CRISES.values()))
+_training = dict(centered=True, until=LAST_TRAINING_DAY, exclude=tuple(CRISES.values()))
 ENVIRONMENTS |= recorded_environments({
     **{f"history_{band}": Windows(low=BANDS[band][0], high=BANDS[band][1], **_training) for band in ("low", "medium")},
     **{name: Windows(start=start, end=end) for name, (start, end) in CRISES.items()},

@@ -242,7 +242,7 @@ def effective_number(
     shared = np.array(pairs) * (1 - np.arange(n_steps) / n_steps)
     return float(len(rows) ** 2 / (2 * shared.sum() - shared[0]))
 
-# %% ../nbs/02_history.ipynb #f853af4d
+# %% ../nbs/02_history.ipynb #1422ecc4
 @dataclass(frozen=True)
 class Windows:
     "The record as a market: windows started on each day of a range, rescaled to S_0 = 1. Loads its data when first used."
@@ -256,6 +256,7 @@ class Windows:
     until: str | None = None  # last day that a window may touch, None for the last recorded
     n_steps: int = N_STEPS  # days of life
     n_past: int = N_PAST  # returns before date 0
+    centered: bool = False  # divide each date's prices by their average, so that no direction can be earned
 
     def __post_init__(self):
         if not 0 <= self.low < self.high:
@@ -346,7 +347,7 @@ def _rows(
         raise ValueError(f"some window must start with a trailing vol in [{windows.low:.0%}, {windows.high:.0%}), got {seen}; widen the band or the dates")
     return row[(vol >= windows.low) & (vol < windows.high)]
 
-# %% ../nbs/02_history.ipynb #56026ab9
+# %% ../nbs/02_history.ipynb #259f139a
 @_per_version
 def _tables(
     windows: Windows,
@@ -362,7 +363,10 @@ def _tables(
         iv = series["implied_vol"].to_numpy()[life]
     else:
         iv = np.sqrt([rule.average(row, windows.n_steps - t) for t, row in enumerate(variance)])
-    tables = (close[life] / close[row], variance, iv, np.diff(np.log(close[past]), axis=0))
+    spot = close[life] / close[row]
+    if windows.centered:
+        spot = spot / spot.mean(1, keepdims=True)
+    tables = (spot, variance, iv, np.diff(np.log(close[past]), axis=0))
     return tuple(torch.as_tensor(table).to(device=device, dtype=dtype) for table in tables)
 
 
@@ -373,7 +377,7 @@ def _paths(
     spot, variance, iv, past = (table.transpose(-1, -2) for table in tables)
     return Paths(spot=spot, variance=variance, iv=iv, past=past, dt=1 / DAYS_PER_YEAR)
 
-# %% ../nbs/02_history.ipynb #ac9462ec
+# %% ../nbs/02_history.ipynb #8a50c2e5
 def calendar_windows(
     source: str | Path = "sp500",  # "sp500" or a CSV
 ) -> dict[str, Windows]:  # name -> the windows that start in that range
@@ -391,4 +395,4 @@ def training_windows(
     if min(np.sum((vol >= low) & (vol < high)) for low, high in bands.values()) < N_STEPS:
         middle = float(np.median(vol))
         bands = {"low": (0.0, middle), "medium": (middle, float("inf"))}
-    return {f"history_{name}": Windows(low=low, high=high, **apart) for name, (low, high) in bands.items()}
+    return {f"history_{name}": Windows(low=low, high=high, centered=True, **apart) for name, (low, high) in bands.items()}

@@ -386,3 +386,13 @@ def test_nothing_is_loaded_on_import():
 
     code = "import sys, hirm.history; sys.exit(any(name in sys.modules for name in ('skfolio', 'arch')))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_no_direction_can_be_earned_in_training_and_crises_stay_as_they_happened():
+    for windows in training_windows("sp500").values():
+        spot = windows.paths(dtype=torch.float64).spot
+        assert torch.allclose(spot.mean(1), torch.ones(1, 61, dtype=torch.float64)) and spot[..., -1].std() > 0.02
+        uncentered = dataclasses.replace(windows, centered=False).paths(dtype=torch.float64).spot
+        assert uncentered[..., -1].mean() > 1.01
+    for windows in calendar_windows("sp500").values():
+        assert not windows.centered
