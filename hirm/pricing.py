@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['black_scholes', 'delta', 'gamma', 'vega', 'theta', 'EuropeanCall', 'implied_vol', 'hagan_vol', 'premium',
-           'variance_swap_rate']
+           'variance_swap_rate', 'heston_greeks', 'model_hedge']
 
-# %% ../nbs/03_pricing.ipynb #e8707347
+# %% ../nbs/03_pricing.ipynb #3b909a1d
 import functools
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import QuantLib as ql
 import torch
+from scipy import ndimage
 from torch import Tensor
 
 from .history import Windows
@@ -313,3 +315,111 @@ def variance_swap_rate(
     today = base.vol**2 if isinstance(base, GBM) else base.v0 if isinstance(base, Heston) else base.alpha**2
     variance, tau = torch.tensor(today, dtype=torch.float64), torch.tensor(maturity, dtype=torch.float64)
     return market.expected_variance(variance, tau).item()
+
+# %% ../nbs/03_pricing.ipynb #c3abf4a2
+_REACH = 30.0  # standard deviations from the strike at which Heston ends
+
+
+@functools.cache
+def _nodes(dtype: torch.dtype) -> tuple[Tensor, Tensor]:  # frequencies in units of 1 / sqrt(total variance), and their weights
+    "Nodes of a trapezoidal rule, dense at zero and out to 400."
+    step = math.asinh(400 / 0.3) / 2048
+    place = step * torch.arange(2048, dtype=dtype)
+    return 0.3 * torch.sinh(place), 0.3 * torch.cosh(place) * torch.where(place > 0, step, 0.5 * step) / math.pi
+
+
+def _beyond_black_scholes(
+    market: Heston,
+    distance: Tensor,  # log(S/K) in standard deviations, (…, n)
+    tau: Tensor,  # years to expiry, positive, broadcastable to the variance
+    variance: Tensor,  # today's, (…, m)
+) -> Tensor:  # integrals of price, delta and swaps, (3, …, m, n)
+    "What Heston adds to Black-Scholes of equal total variance, as dimensionless integrals."
+    nodes, weight = _nodes(variance.dtype)
+    total, reach = _swap_left(market, tau, variance)
+    width, reach, tau = total.sqrt()[..., None], reach[..., None], torch.as_tensor(tau, dtype=variance.dtype)[..., None]
+    square = nodes**2 + 0.25 * width**2
+    u, bend = nodes / width, square / width**2  # bend is u² + 1/4
+    pull = market.kappa - market.rho * market.xi * (0.5 + 1j * u)
+    root = torch.sqrt(pull**2 + market.xi**2 * bend)
+    ratio, fade = -market.xi**2 * bend / (pull + root) ** 2, torch.exp(-root * tau)
+    slope = -bend / (pull + root) * (1 - fade) / (1 - ratio * fade)  # no difference of near equals, so that xi may be small
+    drift = -bend / (pull + root) * tau - 2 / market.xi**2 * torch.log((1 - ratio * fade) / (1 - ratio))
+    heston, plain = torch.exp(market.kappa * market.theta * drift + slope * variance[..., None]), torch.exp(-0.5 * square)
+    excess = heston - plain
+    kernels = torch.stack([excess, (0.5 * width + 1j * nodes) * excess, slope * width**2 / reach * heston + 0.5 * square * plain])
+    integrals = -((kernels * (weight / square)) @ torch.exp(1j * nodes * distance[..., None]).mT).real
+    return integrals * (distance.abs() < _REACH)[..., None, :]  # further out nothing is left, and the waves are too short for the nodes
+
+
+def _swap_left(market: Heston, tau: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    "Expected total variance until expiry, and its derivative in today's variance."
+    reach = -torch.expm1(-market.kappa * torch.as_tensor(tau, dtype=variance.dtype)) / market.kappa
+    return tau * market.expected_variance(variance, tau), reach
+
+# %% ../nbs/03_pricing.ipynb #c1a02859
+def heston_greeks(
+    market: Heston,  # the dynamics
+    call: EuropeanCall,
+    spot: Tensor | float,  # price of the underlying, any shape
+    tau: Tensor | float,  # years to expiry, positive
+    variance: Tensor | float,  # instantaneous variance, annualised, any shape
+) -> tuple[Tensor, Tensor, Tensor]:  # price, its derivative in spot at fixed variance, its derivative in variance
+    "The Heston call and its two Greeks, by Lewis' integral; for as many points as memory has room for."
+    if bool((torch.as_tensor(tau) <= 0).any()):
+        raise ValueError(f"tau must be positive, got {torch.as_tensor(tau).min().item():g}; at expiry use call.payoff")
+    spot, tau, variance = torch.broadcast_tensors(*_tensors(spot, tau, variance))
+    total, reach = _swap_left(market, tau, variance)
+    width, log_moneyness, mean = total.sqrt(), torch.log(spot / call.strike), (spot * call.strike).sqrt()
+    added = _beyond_black_scholes(market, (log_moneyness / width)[..., None], tau[..., None], variance[..., None])[..., 0, 0]
+    vol = width / tau.sqrt()
+    swaps = call.vega(spot, tau, vol) / (2 * vol * tau) + mean / width * added[2]
+    return call.price(spot, tau, vol) + mean * width * added[0], call.delta(spot, tau, vol) + mean / spot * added[1], swaps * reach
+
+# %% ../nbs/03_pricing.ipynb #4a09b815
+_DISTANCES, _VARIANCES, _PEAK = 161, 65, 0.2  # points of a table, densest within 0.2 standard deviations of the strike
+
+
+@functools.cache
+def _hedge_table(
+    market: Heston,
+    tau: float,  # years to expiry
+    highest: float,  # variance at which the table ends
+) -> np.ndarray:  # spline coefficients of the integrals of delta and swaps, (2, variances, distances)
+    "The model's hedge at one date."
+    distance = _PEAK * torch.sinh(torch.linspace(-1, 1, _DISTANCES, dtype=torch.float64) * math.asinh(_REACH / _PEAK))
+    variance = highest * torch.linspace(0, 1, _VARIANCES, dtype=torch.float64) ** 3
+    values = _beyond_black_scholes(market, distance, torch.tensor(tau, dtype=torch.float64), variance)[1:]
+    return np.stack([ndimage.spline_filter(v.numpy(), order=3, mode="mirror") for v in values])
+
+
+def _look_up(table: np.ndarray, distance: Tensor, variance: Tensor, highest: float) -> list[Tensor]:
+    "Delta's and the swaps' integrals at the points asked for; nothing beyond the table's distances."
+    across = (torch.asinh(distance / _PEAK) / math.asinh(_REACH / _PEAK) + 1) / 2 * (_DISTANCES - 1)
+    up = (variance / highest).clamp(max=1.0).pow(1 / 3) * (_VARIANCES - 1)
+    points = torch.stack([up, across]).cpu().numpy()
+    found = (ndimage.map_coordinates(part, points, order=3, mode="nearest", prefilter=False) for part in table)
+    return [torch.as_tensor(f).to(distance) * (distance.abs() < _REACH) for f in found]
+
+# %% ../nbs/03_pricing.ipynb #71627ffc
+@torch.no_grad()
+def model_hedge(
+    market: Heston | None,  # the dynamics believed in; all others: Black-Scholes at the quoted vol
+    call: EuropeanCall,
+    paths: Paths,  # the state at each date: spot, implied vol, and for Heston the variance
+) -> tuple[Tensor, Tensor]:  # shares and variance swaps that hedge one call, each (…, n_paths, n_steps)
+    "Positions that cancel the call's first-order moves with the spot and with the variance."
+    spot, tau, variance, vol = (x[..., :-1].double() for x in (paths.spot, paths.tau, paths.variance, paths.iv))
+    if not isinstance(market, Heston):
+        shares, swaps = call.delta(spot, tau, vol), call.vega(spot, tau, vol) / (2 * vol * tau)
+        return shares.to(paths.spot), swaps.to(paths.spot)
+    spread = -market.xi**2 * math.expm1(-market.kappa * paths.maturity) / (2 * market.kappa)
+    highest = max(market.v0, market.theta) + 20 * spread  # the scale of the variance's exponential tail
+    total, _ = _swap_left(market, tau, variance)
+    width, mean = total.sqrt(), (spot * call.strike).sqrt()
+    distance = torch.log(spot / call.strike) / width
+    looked = [_look_up(_hedge_table(market, tau[t].item(), highest), distance[..., t], variance[..., t], highest) for t in range(paths.n_steps)]
+    in_spot, in_variance = (torch.stack([date[i] for date in looked], -1) for i in (0, 1))
+    shares = call.delta(spot, tau, width / tau.sqrt()) + mean / spot * in_spot
+    swaps = call.vega(spot, tau, width / tau.sqrt()) / (2 * width * tau.sqrt()) + mean / width * in_variance
+    return shares.to(paths.spot), swaps.to(paths.spot)
