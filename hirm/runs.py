@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LOCAL', 'PACKAGES', 'config_hash', 'project', 'run_folder', 'stream', 'atomic_write', 'check_writable',
-           'write_tensors', 'read_tensors', 'provenance', 'Record', 'Checkpoints', 'Run', 'collect']
+           'write_tensors', 'read_tensors', 'provenance', 'Record', 'Checkpoints', 'Run', 'collect', 'publish',
+           'published']
 
 # %% ../nbs/10_runs.ipynb #e7997fb7
 import hashlib, json, math, os, platform, shutil, subprocess, time
@@ -237,7 +238,7 @@ class Checkpoints(Record):
         for file in folder.glob("step-*.safetensors"):
             if file.name not in named: file.unlink()
 
-# %% ../nbs/10_runs.ipynb #a9a9df63
+# %% ../nbs/10_runs.ipynb #a3853238
 @dataclass
 class Run(Checkpoints):
     "The record of one method and one seed while it is being made."
@@ -299,12 +300,16 @@ class Run(Checkpoints):
         self._before, self._began = facts.pop("seconds"), time.monotonic()
         return step, tensors, facts
 
+    def annotate(self, **facts):
+        "Adds facts about the making to metadata.json, such as the CPU time of an update."
+        atomic_write(self.folder / "metadata.json", _json({**self.metadata, **facts}, indent=2))
+
     def finish(self,
         metrics: dict,  # what came out; nested dicts are welcome, None for an undefined number
     ) -> Path:  # the run's folder
         "Closes the record. final_metrics.json comes last: whoever sees it sees a complete folder."
         final = _json(metrics, indent=2)
-        atomic_write(self.folder / "metadata.json", _json({**self.metadata, "seconds": round(self._seconds(), 1)}, indent=2))
+        self.annotate(seconds=round(self._seconds(), 1))
         atomic_write(self.folder / "final_metrics.json", final)
         (self.folder / "checkpoints" / "last.safetensors").unlink(missing_ok=True)
         return self.folder
@@ -330,3 +335,41 @@ def collect(
         else: missing.append(f"{method}-s{seed}" + (" (unfinished)" if folders else ""))
     if missing: raise FileNotFoundError(f"runs in {Path(runs).name}: expected {len(rows) + len(missing)}, got {len(rows)}; missing: {', '.join(missing)}; run these first")
     return pd.json_normalize(rows)
+
+# %% ../nbs/10_runs.ipynb #679f8dbb
+def publish(
+    folder: str | Path,  # book/results/<phase>
+    frames: dict,  # name of the file → DataFrame
+    records: list[Record],  # every run that went into the frames
+    command: str,  # what made them
+) -> Path:  # the folder
+    "Writes result files with their provenance; ValueError for runs that are unfinished or of different commits."
+    folder = project() / folder
+    if open_ := [record.folder.name for record in records if not record.done]:
+        raise ValueError(f"results: expected finished runs, got unfinished {', '.join(open_)}; run these first")
+    facts = [record.metadata for record in records]
+    commits = sorted({str(fact["commit"])[:12] for fact in facts})
+    if len(commits) > 1: raise ValueError(f"results: expected runs of one commit, got {', '.join(commits)}; run the older ones again")
+    texts = {f"{name}.csv": frame.to_csv(index=False) for name, frame in frames.items()}
+    keep = ("platform", "cpus", "device", "python", "versions")
+    origin = {"commit": commits[0], "dirty": any(fact["dirty"] for fact in facts), "command": command, "runs": sorted(record.folder.name for record in records),
+              "seconds": sum(fact["seconds"] for fact in facts), "machine": {k: facts[0][k] for k in keep},
+              "files": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items(): atomic_write(folder / name, text)
+    atomic_write(folder / "provenance.json", _json(origin, indent=2))
+    return folder
+
+
+def published(
+    folder: str | Path,  # book/results/<phase>
+    name: str,  # of the file, without .csv
+) -> pd.DataFrame:
+    "Reads a result file, after checking that it is the one that was published."
+    folder = project() / folder
+    path, origin = folder / f"{name}.csv", folder / "provenance.json"
+    if not path.exists() or not origin.exists():
+        raise FileNotFoundError(f"results: expected {name}.csv and provenance.json in {folder.name}/, got {'no provenance' if path.exists() else 'no file'}; run the protocol that makes them")
+    if hashlib.sha256(path.read_bytes()).hexdigest() != json.loads(origin.read_text())["files"].get(path.name):
+        raise ValueError(f"results: expected {name}.csv as published, got a file of another fingerprint; it was edited by hand: run the protocol again")
+    return pd.read_csv(path)

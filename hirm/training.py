@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['SCALES', 'Config', 'history_file', 'worlds', 'training_environments', 'judged_environments', 'as_config', 'bank',
            'bank_loss', 'risk_unit', 'batches', 'sample_losses', 'clip_members', 'Learner', 'initial_policy',
-           'progress', 'train', 'companions', 'curves', 'load_policy']
+           'progress', 'records', 'train', 'companions', 'curves', 'load_policy']
 
-# %% ../nbs/11_training.ipynb #22a6553b
+# %% ../nbs/11_training.ipynb #3006c082
 import difflib
 import hashlib
 import math
 import os
 import sys
+import time
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import groupby, product
 from pathlib import Path
@@ -30,14 +31,14 @@ from .policies import POLICIES, Delta
 from .risk import CVaR, cvar
 from .runs import Run, check_writable, project, stream
 
-# %% ../nbs/11_training.ipynb #73d8d384
+# %% ../nbs/11_training.ipynb #e28236ff
 SCALES: dict[str, dict] = {
     "smoke": dict(n_paths=64, updates=12, pretrain=4, ramp=4, learning_rate=1e-3, decay="cosine", validate_every=6, n_validation=2_000, n_evaluation=2_000),
-    "laptop": dict(n_paths=1024, updates=600, pretrain=150, ramp=150, learning_rate=3e-3, decay="cosine", validate_every=50, n_validation=100_000, n_evaluation=100_000),
+    "laptop": dict(n_paths=1024, updates=600, pretrain=150, ramp=150, learning_rate=3e-3, decay="cosine", validate_every=100, n_validation=100_000, n_evaluation=100_000),
     "paper": dict(n_paths=128, updates=150_000, pretrain=20_000, ramp=10_000, learning_rate=1e-4, decay="constant", validate_every=2_500, n_validation=100_000, n_evaluation=1_000_000),
 }
 
-# %% ../nbs/11_training.ipynb #0894eca3
+# %% ../nbs/11_training.ipynb #c3509c57
 def _one_of(name, value, choices):
     "Refuse a value that is not among the choices, naming the nearest."
     if value not in choices:
@@ -55,7 +56,7 @@ def _at_least(least, **values):
 @dataclass(frozen=True)
 class Config:
     "Everything that a training run depends on."
-    method: str = "erm"  # a key of METHODS
+    method: str = "irm"  # a key of METHODS
     seed: int = 0  # first seed
     n_seeds: int = 1  # seeds trained side by side
     scale: str = "laptop"  # a key of SCALES
@@ -358,7 +359,7 @@ def initial_policy(config: Config, seeds: list[int]):
     "An untrained policy, one member per seed."
     return POLICIES[config.policy]([stream(seed, "weights") for seed in seeds], config.columns, config.width).to(config.device)
 
-# %% ../nbs/11_training.ipynb #90877d3b
+# %% ../nbs/11_training.ipynb #970d613f
 def progress(
     steps,  # what is walked through
     **bar,  # options of tqdm
@@ -370,16 +371,21 @@ def progress(
     return tqdm(steps, file=os.fdopen(os.dup(terminal), "w", buffering=1), leave=False, dynamic_ncols=True, **bar)
 
 
+def records(
+    config: Config,  # what is asked
+) -> list[Run]:  # one per seed and penalty weight, done or not
+    "The runs that answer a config."
+    return [Run.of(config.runs, asdict(member)) for member in config.members()]
+
+
 def train(
     config: Config,  # what to train
     again: bool = False,  # train anew what is done already
 ) -> list[Run]:  # one per seed and penalty weight, in order; trained, not yet evaluated
     "Train every member that is not done, from where it stopped; a killed run ends with the numbers of an uninterrupted one."
     check_writable(config.runs)
-    members = config.members()
-    runs = [Run.of(config.runs, asdict(m)) for m in members]
-    waiting = []
-    for member, run in zip(members, runs):
+    runs, waiting = records(config), []
+    for member, run in zip(config.members(), runs):
         if again or not run.done:
             waiting.append((run.start(asdict(member), device=config.device).resume(), member, run))
     for step, group in groupby(sorted(waiting, key=lambda w: w[0][0]), key=lambda w: w[0][0]):
@@ -395,10 +401,11 @@ def _train_together(config, members, runs, start, kept):
         learner.load(kept)
     judged = bank(worlds(config)[config.validate_on], config.n_validation, "validation", device=config.device)
     episodes = batches(learner.environments, learner.seeds, config, start)
-    log_every = max(1, config.updates // 100)
+    log_every, spent = max(1, config.updates // 100), 0.0
     for step in progress(range(start, config.updates), desc=f"{config.method} × {len(runs)}", initial=start, total=config.updates):
+        began = time.process_time()
         seen = learner.update(step, next(episodes))
-        score = None
+        spent, score = spent + time.process_time() - began, None
         if (step + 1) % config.validate_every == 0 or step + 1 == config.updates:
             score = cvar(bank_loss(learner.policy, judged), config.alpha).tolist()
         if score or step % log_every == 0:
@@ -409,19 +416,21 @@ def _train_together(config, members, runs, start, kept):
                 weights = {k: v[i] for k, v in learner.policy.state_dict().items()}
                 run.save_checkpoint(step + 1, weights, score[i], f"validation: {config.validate_on}", config.keep)
                 run.save_state(step + 1, learner.tensors(i))
+    for run in runs:
+        if spent:
+            run.annotate(cpu_seconds_per_update=spent / (config.updates - start) / len(runs))
     stuck = [name for (name, p), p0 in zip(learner.policy.named_parameters(), learner.initial) if (p == p0).flatten(1).all(1).any()]
     if stuck:
         raise RuntimeError(f"after {config.updates} updates the parameter {stuck[0]} of some member has not moved; the policy does not use it")
 
-# %% ../nbs/11_training.ipynb #41d2c513
+# %% ../nbs/11_training.ipynb #a9aaeca2
 def companions(
     config: Config,  # of the runs at hand
 ) -> dict:  # {"erm": policy} where ERM was run with the same seeds and all else equal, else empty
     "ERM beside the method, if it has been run."
     if config.method == "erm":
         return {}
-    same = replace(config, method="erm", penalty_weight=None)
-    runs = [Run.of(config.runs, asdict(member)) for member in same.members()]
+    runs = records(replace(config, method="erm", penalty_weight=None))
     return {"erm": load_policy(runs, config.device)} if all(run.done for run in runs) else {}
 
 

@@ -1,4 +1,6 @@
 "The record: nothing shared between learning and judging, nothing from the future, every bad file refused."
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -224,3 +225,31 @@ def test_collect_names_all_that_is_missing(tmp_path):
     with pytest.raises(ValueError, match="hash8"): collect(tmp_path, ["irm"], [0])
     assert collect(tmp_path, ["irm"], [0], config_hash(CONFIG))["hash8"].tolist() == [config_hash(CONFIG)]
     assert json.loads((Record(run_folder(tmp_path, "erm", 0, config_hash(CONFIG))).folder / "final_metrics.json").read_text())
+
+
+def test_results_are_published_whole_and_an_edited_file_is_refused(tmp_path):
+    run = Run.of(tmp_path / "runs", CONFIG).start(CONFIG)
+    frame = pd.DataFrame({"method": ["irm"], "cvar95": [0.04]})
+    with pytest.raises(ValueError, match="unfinished irm-s"):
+        rooms.publish(tmp_path / "book", {"toy": frame}, [run], "make")
+    run.resume()
+    run.finish({})
+    book = rooms.publish(tmp_path / "book", {"toy": frame}, [run], "make")
+    assert rooms.published(book, "toy").equals(frame) and json.loads((book / "provenance.json").read_text())["runs"] == [run.folder.name]
+    (book / "toy.csv").write_text("method,cvar95\nirm,0.03\n")
+    with pytest.raises(ValueError, match="edited by hand"):
+        rooms.published(book, "toy")
+    with pytest.raises(FileNotFoundError, match="no file"):
+        rooms.published(book, "other")
+
+
+def test_runs_of_different_commits_make_no_result(tmp_path):
+    made = []
+    for name, commit in (("a", "1" * 40), ("b", "2" * 40)):
+        run = Run.of(tmp_path / name, CONFIG).start(CONFIG)
+        run.resume()
+        run.finish({})
+        (run.folder / "metadata.json").write_text(json.dumps({**run.metadata, "commit": commit}))
+        made.append(run)
+    with pytest.raises(ValueError, match="one commit, got 111111111111, 222222222222"):
+        rooms.publish(tmp_path / "book", {}, made, "make")
