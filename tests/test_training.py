@@ -51,7 +51,7 @@ def test_same_seed_same_record_and_another_seed_another(tmp_path):
 
 def test_same_seed_in_a_fresh_process(tmp_path):
     here = train(config(tmp_path / "here", method="irm"))[0]
-    code = f"from hirm.training import *; import torch; torch.set_num_threads(1); train(Config(runs={str(tmp_path / 'there')!r}, **{ {**SMALL, "method": "irm"}!r}))"
+    code = f"from hirm.training import *; import torch; torch.set_num_threads(1); train(Config(runs={str(tmp_path / 'there')!r}, **{dict(SMALL, method='irm')!r}))"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     assert log(here) == (tmp_path / "there" / here.folder.name / "metrics.jsonl").read_bytes()
 
