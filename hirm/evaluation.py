@@ -117,12 +117,11 @@ def episodes(
         generator = stream(seed, f"evaluation:{environment.name}:{block}", device or "cpu")
         yield environment.episode(min(BLOCK, n_paths - start), generator, dtype=dtype, device=device)
 
-# %% ../nbs/12_evaluation.ipynb #ad4f3f02
+# %% ../nbs/12_evaluation.ipynb #d7c9f60a
 def baselines(environment: Environment) -> dict[str, Callable]:  # name -> policy
-    """Return the hedges that no table goes without."""
-    # Whalley and Wilmott's band is a formula for one instrument
-    last = {"delta_vega": DeltaVega()} if "variance_swap" in environment.instruments else {"whalley_wilmott": WhalleyWilmott()}
-    return {"no_hedge": NoHedge(), "delta": Delta()} | last
+    """Return the hedges that no table goes without; where a variance swap trades, one that believes in the environment's own market."""
+    vega = {"delta_vega": DeltaVega(environment.market)} if "variance_swap" in environment.instruments else {}
+    return {"no_hedge": NoHedge(), "delta": Delta(), "whalley_wilmott": WhalleyWilmott()} | vega
 
 # %% ../nbs/12_evaluation.ipynb #9919808b
 def costlier(

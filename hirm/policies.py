@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['POLICIES', 'NoHedge', 'Delta', 'WhalleyWilmott', 'DeltaVega', 'BandPolicy', 'MLPPolicy']
 
-# %% ../nbs/07_policies.ipynb #f6871c05
+# %% ../nbs/07_policies.ipynb #3bc18efc
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch.nn.functional import leaky_relu_
 
 from .features import COLUMNS, Scaler, features
 from .hedging import Episode, clamp_path, join_instruments, roll
+from .pricing import model_hedge
 
 # %% ../nbs/07_policies.ipynb #7762d903
 class NoHedge:
@@ -31,7 +33,7 @@ class Delta:
         rest = [torch.zeros_like(delta)] * (episode.prices.shape[-1] - 1)
         return join_instruments([delta, *rest])
 
-# %% ../nbs/07_policies.ipynb #dcd0bb04
+# %% ../nbs/07_policies.ipynb #ae084675
 @dataclass(frozen=True)
 class WhalleyWilmott:
     "Stand still inside the asymptotically optimal band around the delta."
@@ -45,19 +47,20 @@ class WhalleyWilmott:
         delta, gamma = (COLUMNS[name].values(episode)[..., :episode.paths.n_steps] for name in ("delta", "gamma"))
         spread = episode.spread()[..., :-1, 0]
         width = (1.5 * spread * gamma**2 / (self.aversion * episode.paths.spot[..., :-1])).pow(1 / 3)
-        return clamp_path((delta - width)[..., None], (delta + width)[..., None])
+        centre, width = (join_instruments([x, *[torch.zeros_like(x)] * (episode.prices.shape[-1] - 1)]) for x in (delta, width))
+        return clamp_path(centre - width, centre + width)
 
-# %% ../nbs/07_policies.ipynb #3848b13b
-class DeltaVega(Delta):
-    "Delta in the spot and vega in the variance swap, both Black-Scholes at the quoted vol."
+# %% ../nbs/07_policies.ipynb #ad4081de
+@dataclass(frozen=True)
+class DeltaVega:
+    "Delta in the spot and vega in the variance swap, by the Greeks of a model."
+    market: Any = None  # the dynamics believed in: a Heston; for anything else, Black-Scholes at the quoted vol
+
     def __call__(self, episode: Episode) -> Tensor:  # (…, n_paths, n_steps, n_instruments)
         if episode.prices.shape[-1] != 2:
             raise ValueError(f"DeltaVega trades the spot and the variance swap, got {episode.prices.shape[-1]} instrument(s); "
                              "give the environment instruments=('spot', 'variance_swap')")
-        paths, last = episode.paths, slice(None, -1)
-        spot, tau, vol = paths.spot[..., last], paths.tau[last], paths.iv[..., last]
-        delta, vega = episode.call.delta(spot, tau, vol), episode.call.vega(spot, tau, vol)
-        return join_instruments([delta, vega / (2 * vol * tau)])
+        return join_instruments(list(model_hedge(self.market, episode.call, episode.paths)))
 
 # %% ../nbs/07_policies.ipynb #152baf17
 def _uniform(shape, fan_in, generators):

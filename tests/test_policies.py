@@ -178,6 +178,21 @@ def test_delta_vega_needs_the_swap_and_beats_delta_with_it():
     assert hedge(DeltaVega(), e).pnl.std() < 0.8 * hedge(Delta(), e).pnl.std()
 
 
+def test_whalley_wilmott_leaves_a_second_instrument_alone():
+    alone, both = episode("medium"), episode("medium", instruments=("spot", "variance_swap"))
+    positions = WhalleyWilmott()(both)
+    assert positions.shape == (1, 16, 60, 2) and positions[..., 1].abs().max() == 0
+    assert torch.allclose(positions[..., :1], WhalleyWilmott()(alone), atol=1e-12)
+
+
+@pytest.mark.parametrize("name, market", [("medium", ENVIRONMENTS["medium"].market), ("crisis", ENVIRONMENTS["crisis"].market)])
+def test_delta_vega_by_the_model_beats_the_quote(name, market):
+    e = episode(name, 4000, instruments=("spot", "variance_swap"), friction=0 * ENVIRONMENTS[name].friction)
+    by_model, by_quote = (hedge(policy, e).pnl.std() for policy in (DeltaVega(market), DeltaVega()))
+    assert by_model < by_quote
+    assert torch.equal(DeltaVega(ENVIRONMENTS["crisis_jumps"].market)(e), DeltaVega()(e))  # no formula for it: the quote's Greeks
+
+
 def test_aversion_must_be_positive():
     with pytest.raises(ValueError, match="aversion must be positive, got 0"):
         WhalleyWilmott(0)
