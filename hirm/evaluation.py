@@ -402,7 +402,7 @@ def conclude(
         for name, ax in figures.items():
             ax.figure.savefig(record.artifacts / f"{name}.png", dpi=100, bbox_inches="tight")
         rows = judgement.metrics[(judgement.metrics["method"] == method) & (judgement.metrics["member"] == member)]
-        numbers = rows.set_index("environment").select_dtypes("number").drop(columns=["seed", "member"])
+        numbers = rows.set_index("environment").select_dtypes("number").drop(columns=["seed", "member", "turnover_to_erm"])
         record.finish({"selection": rows["selection"].iloc[0], "metrics": json.loads(numbers.to_json(orient="index", double_precision=12))})
     return [os.path.relpath(record.folder, project()) for record in records]
 
