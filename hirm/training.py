@@ -7,7 +7,7 @@ __all__ = ['SCALES', 'Config', 'history_file', 'worlds', 'training_environments'
            'bank_loss', 'risk_unit', 'batches', 'sample_losses', 'clip_members', 'Learner', 'initial_policy',
            'progress', 'records', 'train', 'companions', 'curves', 'load_policy']
 
-# %% ../nbs/11_training.ipynb #3006c082
+# %% ../nbs/11_training.ipynb #e2d3bbe6
 import difflib
 import hashlib
 import math
@@ -28,17 +28,20 @@ from .hedging import ENVIRONMENTS, Environment, Episode, hedge, recorded_environ
 from .history import Windows, calendar_windows, load_series, training_windows
 from .objectives import Method, Sample, Schedule, find_method
 from .policies import POLICIES, Delta
-from .risk import CVaR, cvar
+from .risk import CVaR, Entropic, cvar
 from .runs import Run, check_writable, project, stream
 
-# %% ../nbs/11_training.ipynb #e28236ff
+# %% ../nbs/11_training.ipynb #e518d212
 SCALES: dict[str, dict] = {
-    "smoke": dict(n_paths=64, updates=12, pretrain=4, ramp=4, learning_rate=1e-3, decay="cosine", validate_every=6, n_validation=2_000, n_evaluation=2_000),
-    "laptop": dict(n_paths=1024, updates=600, pretrain=150, ramp=150, learning_rate=3e-3, decay="cosine", validate_every=100, n_validation=100_000, n_evaluation=100_000),
-    "paper": dict(n_paths=128, updates=150_000, pretrain=20_000, ramp=10_000, learning_rate=1e-4, decay="constant", validate_every=2_500, n_validation=100_000, n_evaluation=1_000_000),
+    "smoke": dict(n_paths=64, updates=12, pretrain=4, ramp=4, learning_rate=1e-3, decay="cosine",
+                  validate_every=6, n_validation=2_000, n_evaluation=2_000),
+    "laptop": dict(n_paths=1024, updates=600, pretrain=150, ramp=150, learning_rate=3e-3, decay="cosine",
+                   validate_every=100, n_validation=100_000, n_evaluation=100_000),
+    "paper": dict(n_paths=128, updates=150_000, pretrain=20_000, ramp=10_000, learning_rate=1e-4, decay="constant",
+                  validate_every=2_500, n_validation=100_000, n_evaluation=1_000_000),
 }
 
-# %% ../nbs/11_training.ipynb #c3509c57
+# %% ../nbs/11_training.ipynb #24a74502
 def _one_of(name, value, choices):
     "Refuse a value that is not among the choices, naming the nearest."
     if value not in choices:
@@ -72,6 +75,7 @@ class Config:
     risk_unit: str = "reference"  # reference | premium | spot: what each environment's losses are divided by
     validate_on: str = "high"  # environment by which checkpoints are chosen
     smoothing: float = 0.15  # bandwidth of the smoothed tail, in standard deviations
+    aversion: float | None = None  # train on the entropic risk of this aversion (per risk unit) instead of the CVaR
     width: int = 32  # units of each hidden layer
     weight_decay: float = 1e-6  # of Adam, unless the method has its own
     clip: float = 1.0  # largest gradient norm of a member
@@ -95,7 +99,7 @@ class Config:
         _one_of("policy", self.policy, POLICIES)
         _one_of("risk_unit", self.risk_unit, ("reference", "premium", "spot"))
         _one_of("decay", self.decay, ("cosine", "constant"))
-        CVaR(self.alpha, self.smoothing)
+        self.risk  # refuses a wrong alpha, smoothing or aversion
         _at_least(0, seed=self.seed, cost=self.cost, weight_decay=self.weight_decay, pretrain=self.pretrain, ramp=self.ramp)
         _at_least(1, n_seeds=self.n_seeds, updates=self.updates, width=self.width, keep=self.keep, validate_every=self.validate_every)
         _at_least(2, n_paths=self.n_paths, n_validation=self.n_validation, n_evaluation=self.n_evaluation)
@@ -116,6 +120,11 @@ class Config:
     def names(self) -> list[str]:
         "Names of the training environments."
         return [name.strip() for name in self.environments.split(",") if name.strip()]
+
+    @property
+    def risk(self) -> CVaR | Entropic:
+        "What is minimised, and by which checkpoints are chosen."
+        return CVaR(self.alpha, self.smoothing) if self.aversion is None else Entropic(self.aversion)
 
     @property
     def weights(self) -> list[float]:
@@ -245,13 +254,13 @@ def batches(
         first = (step % ahead) * config.n_paths
         yield stack_episodes([episode.take(slice(first, first + config.n_paths)) for episode in drawn], halves=2)
 
-# %% ../nbs/11_training.ipynb #7554e77c
+# %% ../nbs/11_training.ipynb #50ab632d
 def sample_losses(
     policy,  # a learned policy
     method: Method,  # says what its penalty needs
     episode: Episode,  # (M, E, 2, n_paths/2, …)
     units: Tensor,  # risk unit of each environment, (E,)
-    risk: CVaR,  # the risk
+    risk: CVaR | Entropic,  # the risk
     penalized: bool,  # whether the penalty is on
 ) -> Sample:
     "Hedge a batch and lay out what the objective looks at."
@@ -279,14 +288,14 @@ def clip_members(
         p.grad.mul_(factor.view(-1, *[1] * (p.dim() - 1)))
     return norm
 
-# %% ../nbs/11_training.ipynb #5a28e7a3
+# %% ../nbs/11_training.ipynb #9ce7cff5
 class Learner:
     "Members side by side: their policy, their optimiser, and what their method remembers."
     def __init__(self,
         config: Config,  # shared by all members
         members: list[Config],  # seed and penalty weight of each
     ):
-        self.config, self.method, self.risk = config, find_method(config.method), CVaR(config.alpha, config.smoothing)
+        self.config, self.method, self.risk = config, find_method(config.method), config.risk
         self.schedule = Schedule(config.pretrain, config.ramp, config.updates)
         self.seeds, device = [m.seed for m in members], config.device
         self.weights = torch.tensor([m.weights[0] for m in members], device=device)
@@ -359,7 +368,7 @@ def initial_policy(config: Config, seeds: list[int]):
     "An untrained policy, one member per seed."
     return POLICIES[config.policy]([stream(seed, "weights") for seed in seeds], config.columns, config.width).to(config.device)
 
-# %% ../nbs/11_training.ipynb #970d613f
+# %% ../nbs/11_training.ipynb #3b1d607e
 def progress(
     steps,  # what is walked through
     **bar,  # options of tqdm
@@ -407,7 +416,7 @@ def _train_together(config, members, runs, start, kept):
         seen = learner.update(step, next(episodes))
         spent, score = spent + time.process_time() - began, None
         if (step + 1) % config.validate_every == 0 or step + 1 == config.updates:
-            score = cvar(bank_loss(learner.policy, judged), config.alpha).tolist()
+            score = config.risk(bank_loss(learner.policy, judged)).tolist()
         if score or step % log_every == 0:
             for i, run in enumerate(runs):
                 run.log(**learner.row(step, i, seen), **({f"validation.{config.validate_on}": score[i]} if score else {}))

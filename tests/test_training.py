@@ -11,10 +11,12 @@ import pytest
 import torch
 import yaml
 
-from hirm.hedging import ENVIRONMENTS, hedge
+from hirm.frictions import Proportional
+from hirm.hedging import ENVIRONMENTS, Environment, hedge
+from hirm.markets import GBM
 from hirm.objectives import METHODS
 from hirm.policies import Delta
-from hirm.risk import cvar
+from hirm.risk import cvar, entropic
 from hirm.training import (SCALES, Config, Learner, as_config, bank, bank_loss, batches, clip_members, companions, curves, judged_environments,
                            load_policy, risk_unit, sample_losses, train, training_environments)
 
@@ -249,3 +251,16 @@ def test_scales_name_the_protocol_of_record():
     paper = SCALES["paper"]
     assert (paper["pretrain"], paper["ramp"], paper["updates"], paper["n_paths"], paper["learning_rate"]) == (20_000, 10_000, 150_000, 128, 1e-4)
     assert SCALES["laptop"]["n_validation"] >= 100_000
+
+
+def test_without_cost_the_learned_hedge_of_black_scholes_is_delta(tmp_path, monkeypatch):
+    frictionless = Environment("black_scholes", "train", GBM(0.2), Proportional(0.0), n_steps=30)
+    monkeypatch.setitem(ENVIRONMENTS, "black_scholes", frictionless)
+    options = Config(method="erm", environments="black_scholes", validate_on="black_scholes", aversion=100.0, risk_unit="spot", n_paths=1024, updates=200,
+                     pretrain=0, ramp=0, validate_every=40, n_validation=20_000, realized_vol=False, runs=str(tmp_path / "runs"))
+    learned = load_policy(train(options))
+    episodes = list(bank(frictionless, 100_000, "judge"))
+    def price(policy):  # indifference price of the claim for aversion 1 on a spot of 100
+        return 100 * entropic(torch.cat([hedge(policy, e).loss + e.premium for e in episodes], -1), 100.0).item()
+    assert price(Delta()) == pytest.approx(2.85, abs=0.01)
+    assert price(learned) <= 1.005 * price(Delta())
