@@ -9,7 +9,7 @@ from scipy.special import ndtr
 from hirm import pricing
 from hirm.history import Windows
 from hirm.markets import GBM, SABR, Heston, Jumps, Paths
-from hirm.pricing import EuropeanCall, black_scholes, delta, gamma, hagan_vol, implied_vol, premium, theta, variance_swap_rate, vega
+from hirm.pricing import EuropeanCall, black_scholes, delta, gamma, hagan_vol, heston_greeks, implied_vol, premium, theta, variance_swap_rate, vega
 
 QUARTER = 60 / 252
 BUEHLER = Heston(v0=0.04, kappa=1, theta=0.04, xi=2, rho=-0.7)
@@ -356,3 +356,55 @@ def test_variance_swap_is_a_martingale(market):
     # a martingale's later gain is uncorrelated with what is known: here with the swap's own price
     known, gain = swap[:, 20] - swap[:, 20].mean(), swap[:, 60] - swap[:, 20]
     assert abs((known * gain).mean()) < 4 * (known * gain).std() / math.sqrt(20_000)
+
+
+# Heston's own Greeks
+
+HESTONS = [BUEHLER, BATES.base, Heston(v0=0.0064, kappa=3, theta=0.0064, xi=0.1, rho=-0.7), Heston(v0=0.3025, kappa=12, theta=0.3025, xi=2, rho=-0.7)]
+
+
+@pytest.mark.parametrize("market", HESTONS)
+@pytest.mark.parametrize("maturity", [1 / 365, 30 / 365, QUARTER, 1.0])
+def test_heston_price_is_quantlibs(market, maturity):
+    for strike in (0.8, 0.95, 1.0, 1.05, 1.3):
+        price, _, _ = heston_greeks(market, EuropeanCall(strike), 1.0, maturity, market.v0)
+        assert abs(price.item() - premium(market, EuropeanCall(strike), maturity)) < 1e-8
+
+
+@pytest.mark.parametrize("market", HESTONS)
+def test_heston_greeks_equal_finite_differences(market):
+    spot, variance = doubles(0.9, 1.0, 1.1)[:, None], market.v0 * doubles(0.2, 1.0, 3.0)
+    for tau in (5 / 365, QUARTER):
+        greeks = lambda s, v: heston_greeks(market, EuropeanCall(), s, tau, v)
+        move, nudge = 1e-5, 1e-4 * variance
+        in_spot = (greeks(spot + move, variance)[0] - greeks(spot - move, variance)[0]) / (2 * move)
+        in_variance = (greeks(spot, variance + nudge)[0] - greeks(spot, variance - nudge)[0]) / (2 * nudge)
+        _, delta_, vega_ = greeks(spot, variance)
+        torch.testing.assert_close(delta_, in_spot, atol=2e-6, rtol=1e-6)
+        torch.testing.assert_close(vega_, in_variance, atol=2e-6, rtol=1e-5)
+
+
+def test_heston_greeks_refuse_an_expired_call():
+    with pytest.raises(ValueError, match="tau must be positive, got 0; at expiry use call.payoff"):
+        heston_greeks(BUEHLER, EuropeanCall(), 1.0, torch.tensor([0.1, 0.0]), 0.04)
+
+
+@BOTH
+@pytest.mark.parametrize("market, days", [(BUEHLER, 365), (HESTONS[2], 252), (Heston(v0=0.3025, kappa=3, theta=0.3025, xi=0.66, rho=-0.7), 252)])
+def test_tables_hold_the_model_hedge(market, days, dtype):
+    """Near expiry and zero variance the number of swaps is thousands, so it is compared by what it moves: times the swap's standard deviation."""
+    paths = market.simulate(8, 30, 1 / days, generator(), dtype=dtype)
+    shares, swaps = pricing.model_hedge(market, EuropeanCall(), paths)
+    assert shares.dtype == dtype and shares.shape == swaps.shape == paths.spot[..., :-1].shape
+    spot, variance, tau = (x[..., :-1].double() for x in (paths.spot, paths.variance, paths.tau))
+    _, exact, in_variance = heston_greeks(market, EuropeanCall(), spot, tau, variance)
+    total, reach = market.expected_variance(variance, tau) * tau, -torch.expm1(-market.kappa * tau) / market.kappa
+    assert (shares - exact).abs().max() < 1e-3 and ((swaps - in_variance / reach) * total.sqrt()).abs().max() < 1e-3
+
+
+def test_model_hedge_of_other_markets_is_by_the_quote():
+    paths = BATES.simulate(5, 10, 1 / 252, generator(), dtype=torch.float64)
+    shares, swaps = pricing.model_hedge(BATES, EuropeanCall(), paths)
+    spot, tau, iv = paths.spot[..., :-1], paths.tau[:-1], paths.iv[..., :-1]
+    torch.testing.assert_close(shares, delta(spot, 1.0, tau, iv))
+    torch.testing.assert_close(swaps * 2 * iv * tau, vega(spot, 1.0, tau, iv))

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from hirm.risk import CVaR, Entropic, Mean, cvar, entropic, mean_loss, smoothed_var, tail_weights, worst_mixture
+from hirm.risk import CVaR, Entropic, Mean, cvar, cvar_optimal_scale, entropic, mean_loss, smoothed_var, tail_weights, worst_mixture
 
 
 def normal(*shape, seed=0):
@@ -169,3 +169,24 @@ def test_devices_and_dtypes_follow_the_input():
     for dtype in (torch.float32, torch.float64):
         loss = torch.zeros(2, 64, dtype=dtype)
         assert cvar(loss).dtype == smoothed_var(loss).dtype == worst_mixture(loss[None], 0.95).dtype == dtype
+
+
+@pytest.mark.parametrize("alpha", [0.5, 0.95, 0.975, 0.9999])
+def test_best_scale_is_the_lowest_point_of_the_risk(alpha):
+    hedge, noise = normal(3, 4001), normal(3, 4001, seed=1)
+    other = 0.8 * hedge + noise + 0.3 * hedge**2
+    best = cvar_optimal_scale(hedge, other, alpha)
+    assert best.shape == (3,)
+    for member in range(3):
+        risks = [cvar(other[member] - w * hedge[member], alpha) for w in torch.linspace(-4, 4, 801).tolist()]
+        lowest = cvar(other[member] - best[member] * hedge[member], alpha)
+        assert lowest <= min(risks) + 1e-9
+    alone = cvar_optimal_scale(hedge[1], other[1], alpha)
+    assert torch.equal(alone, best[1])
+
+
+def test_best_scale_refuses_what_cvar_refuses():
+    with pytest.raises(ValueError, match="alpha must lie in"):
+        cvar_optimal_scale(normal(10), normal(10), 95)
+    with pytest.raises(ValueError, match="NaN"):
+        cvar_optimal_scale(normal(10) * math.nan, normal(10))
