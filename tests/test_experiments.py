@@ -1,0 +1,204 @@
+"""The experiments as a user starts them: plain papermill lines, from training to the tables of the judgement."""
+import json
+import re
+import shutil
+
+import nbformat
+import pandas as pd
+import pytest
+import yaml
+
+from conftest import ROOT
+from hirm.diagnostics import Panel, Trial, as_panel
+from hirm.launch import default_parameters
+from hirm.runs import Record, published
+
+EXPERIMENTS = ("train", "evaluate", "diagnose")
+SMOKE = {"scale": "smoke", "environments": "low,medium", "n_evaluation": 400, "n_validation": 400}
+
+
+def words(parameters):
+    "Parameters as papermill takes them."
+    return [word for name, value in parameters.items() for word in ("-p", name, str(value))]
+
+
+@pytest.fixture(scope="module")
+def launch(tool):
+    "Runs an experiment by papermill and checks that its own notebook is left as it was."
+    def run(name, *words):
+        notebook = ROOT / "nbs" / f"{name}.ipynb"
+        before = notebook.read_bytes()
+        done = tool("papermill", f"nbs/{name}.ipynb", *words, timeout=300)
+        assert notebook.read_bytes() == before
+        return done
+    return run
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, launch):
+    "A folder with the runs of two methods and two seeds."
+    folder = tmp_path_factory.mktemp("experiment") / "runs"
+    for asked in ({"method": "erm", "n_seeds": 2}, {"method": "irm", "seed": 0}, {"method": "irm", "seed": 1}):
+        done = launch("train", *words({"runs": folder, **SMOKE, **asked}))
+        assert done.returncode == 0, done.stdout[-3000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluated(runs, launch):
+    "The tables of an evaluation, with one probe."
+    done = launch("evaluate", *words({"runs": runs, "n_paths": 400, "probes": "cost × 1.5"}))
+    assert done.returncode == 0, done.stdout[-3000:]
+    return runs / "evaluate" / "band"
+
+
+@pytest.fixture(scope="module")
+def diagnosed(runs, launch, tmp_path_factory):
+    "The tables of a diagnosis, in a folder of one's own."
+    folder = tmp_path_factory.mktemp("elsewhere")
+    done = launch("diagnose", *words({"runs": runs, "environments": "low,crisis,crisis_jumps", "n_paths": 200, "out": folder}))
+    assert done.returncode == 0, done.stdout[-3000:]
+    return folder
+
+
+def test_a_run_folder_is_complete(runs):
+    folders = sorted(path.name for path in runs.iterdir() if path.name != "notebooks")
+    assert [name[:-9] for name in folders] == ["erm-s0", "erm-s1", "irm-s0", "irm-s1"]
+    assert len({name[-8:] for name in folders}) == 2  # λ is part of the protocol
+    for folder in map(runs.joinpath, folders):
+        left = {path.name for path in folder.iterdir()}
+        assert left == {"config.yaml", "metadata.json", "metrics.jsonl", "checkpoints", "artifacts", "final_metrics.json"}
+        assert {"manifest.json"} < {path.name for path in (folder / "checkpoints").iterdir()} and not list(folder.rglob("*.tmp"))
+        assert {"metrics.csv", "tails.csv", "learning_curves.png", "tail_qq.png"} <= {path.name for path in (folder / "artifacts").iterdir()}
+        facts = json.loads((folder / "metadata.json").read_text())
+        assert {"commit", "dirty", "versions", "platform", "device", "threads", "started", "seconds"} <= set(facts)
+        assert str(ROOT) not in (folder / "metadata.json").read_text() + (folder / "config.yaml").read_text()
+        assert len((folder / "metrics.jsonl").read_text().splitlines()) == 12
+    rest = "environments=low_medium-n_evaluation=400{}-n_validation=400-scale=smoke.ipynb"
+    assert {path.name for path in (runs / "notebooks").glob("train-*")} == {f"train-erm-s0-{rest.format('-n_seeds=2')}", *(f"train-irm-s{i}-{rest.format('')}" for i in (0, 1))}
+
+
+def test_the_recorded_config_repeats_the_run(runs, launch, tmp_path):
+    first = Record(next(runs.glob("irm-s1-*")))
+    assert yaml.safe_load((first.folder / "config.yaml").read_text())["seed"] == 1
+    done = launch("train", str(tmp_path / "out.ipynb"), "-f", str(first.folder / "config.yaml"), "-p", "runs", str(tmp_path / "again"))
+    assert done.returncode == 0, done.stdout[-3000:]
+    again = Record(tmp_path / "again" / first.folder.name)
+    assert (again.folder / "final_metrics.json").read_bytes() == (first.folder / "final_metrics.json").read_bytes()
+    assert (again.folder / "metrics.jsonl").read_bytes() == (first.folder / "metrics.jsonl").read_bytes()
+    assert nbformat.read(tmp_path / "out.ipynb", 4).cells
+
+
+def test_evaluation_leaves_its_tables(runs, evaluated):
+    assert {path.name for path in evaluated.iterdir()} == {"metrics.csv", "tails.csv", "by_spot.csv", "calendar.csv", "provenance.json"}
+    metrics = pd.read_csv(evaluated / "metrics.csv")
+    assert set(metrics["method"]) == {"no_hedge", "delta", "whalley_wilmott", "erm", "irm"} and set(metrics["selection"]) == {"validation: high"}
+    assert set(metrics.loc[metrics["method"] == "irm", "seed"]) == {0, 1} and {"crisis", "covid", "low"} <= set(metrics["environment"])
+    cost = metrics[metrics["environment"] == "crisis"].pivot_table(index=["method", "seed"], columns="probe", values="cost")
+    assert (cost["cost × 1.5"] / cost["none"])[["delta", "erm", "irm"]].sub(1.5).abs().max() < 1e-5  # they do not know of it
+    facts = json.loads((evaluated / "provenance.json").read_text())
+    assert facts["runs"] == sorted(path.name for path in runs.glob("*-s*")) and "-p probes 'cost × 1.5'" in facts["command"]
+    assert published(evaluated, "metrics").equals(metrics) and str(runs) not in json.dumps(facts)
+
+
+def test_evaluation_agrees_with_the_run_itself(runs, evaluated):
+    metrics = pd.read_csv(evaluated / "metrics.csv").query("method == 'irm' and seed == 1 and probe == 'none'").set_index("environment")
+    recorded = Record(next(runs.glob("irm-s1-*"))).final_metrics["metrics"]
+    for name in ("crisis", "covid"):
+        assert metrics.loc[name, "cvar95"] == pytest.approx(recorded[name]["cvar95"], rel=1e-5)
+
+
+def test_diagnosis_leaves_its_tables(diagnosed):
+    assert {path.name for path in diagnosed.iterdir()} == {"environments.csv", "stability.csv", "sensitivity.csv", "provenance.json"}
+    own, compared, felt = (pd.read_csv(diagnosed / f"{name}.csv") for name in ("environments", "stability", "sensitivity"))
+    assert (own["excess"] >= -0.02).all() and set(own["environment"]) == {"low", "crisis", "crisis_jumps"} and set(own["seed"]) == {0, 1}
+    learned = compared[compared["method"].isin(["erm", "irm"])]
+    assert set(compared["set"]) == {"all", "test"} and learned["c3"].between(0, 1).all() and (compared["ig"] >= 0).all()
+    assert felt.groupby(["method", "seed", "environment"]).size().eq(9).all()
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_a_misspelt_parameter_is_refused(name, launch, tmp_path):
+    done = launch(name, str(tmp_path / "out.ipynb"), "-p", "runs", str(tmp_path / "runs"), "-p", "sede", "1")
+    assert done.returncode != 0 and "unknown parameter 'sede', did you mean 'seed" in done.stdout
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_missing_seed_is_refused_by_name(runs, launch, tmp_path):
+    done = launch("evaluate", str(tmp_path / "out.ipynb"), *words({"runs": runs, "seeds": "0,1,7", "out": tmp_path / "out"}))
+    assert done.returncode != 0 and "missing: erm-s7" in done.stdout and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("wrong, error, says", [
+    (dict(methods="erm,vrex"), FileNotFoundError, "missing: vrex-s0, vrex-s1"), (dict(policy="mlp"), FileNotFoundError, "no run of policy mlp"),
+    (dict(realized_vol=False), FileNotFoundError, "realized_vol=False"), (dict(hash8="00000000"), FileNotFoundError, "hash8 00000000"),
+    (dict(policy="bnad"), ValueError, "did you mean 'band'"), (dict(seeds="0,one"), ValueError, "got 'one'"), (dict(n_paths=0), ValueError, "n_paths"),
+])
+def test_what_is_not_there_is_refused(runs, wrong, error, says):
+    with pytest.raises(error, match=says): as_panel({"runs": str(runs), **wrong}).records
+
+
+def test_names_of_environments_and_probes_are_checked(runs):
+    with pytest.raises(ValueError, match="did you mean 'crisis'"): Panel(runs=str(runs), environments="crisi").worlds
+    with pytest.raises(ValueError, match="did you mean 'cost × 1.5'"): Trial(runs=str(runs), probes="cost 1.5")
+    with pytest.raises(ValueError, match="unknown parameter 'probes'"): as_panel({"probes": "all"})
+    assert [probe.name for probe in Trial(probes="jumps, realised vol masked").changes] == ["jumps", "realised vol masked"]
+    assert Trial(probes="none").changes == []
+
+
+@pytest.fixture
+def altered(runs, tmp_path):
+    "A copy of the runs, and a way to change one file of one run."
+    shutil.copytree(runs, tmp_path / "runs")
+    def change(pattern, old, new):
+        path = next((tmp_path / "runs").glob(pattern))
+        text = path.read_text()
+        assert re.search(old, text)
+        path.write_text(re.sub(old, new, text, count=1))
+        return Panel(runs=str(tmp_path / "runs"))
+    return change
+
+
+def test_runs_that_do_not_belong_together_are_refused(altered):
+    with pytest.raises(ValueError, match="must share width, got 32 in erm-s0-.* and 16 in irm-s1"): altered("irm-s1-*/config.yaml", "width: 32", "width: 16").records
+
+
+def test_runs_of_two_commits_are_refused(altered):
+    with pytest.raises(ValueError, match="must share commit"): altered("irm-s1-*/metadata.json", '"commit": "[0-9a-f]+"', '"commit": "0000000"').records
+
+
+def test_an_unfinished_run_is_refused(altered, tmp_path):
+    panel = altered("erm-s1-*/config.yaml", "seed: 1", "seed: 1")
+    next((tmp_path / "runs").glob("erm-s1-*/final_metrics.json")).unlink()
+    with pytest.raises(FileNotFoundError, match=r"erm-s1 \(unfinished\)"): panel.records
+
+
+def test_two_protocols_of_one_method_are_refused_until_one_is_named(altered, tmp_path):
+    panel = altered("irm-s1-*/config.yaml", "seed: 1", "seed: 1")
+    here = next((tmp_path / "runs").glob("irm-s1-*"))
+    shutil.copytree(here, here.with_name("irm-s1-0123abcd"))
+    with pytest.raises(ValueError, match="expected one protocol, got 0123abcd"): panel.records
+    both = ",".join({path.name[-8:] for path in (tmp_path / "runs").glob("*-s0-*")})
+    assert set(Panel(runs=str(tmp_path / "runs"), hash8=both).records) == {"erm", "irm"}
+
+
+def test_a_run_trained_on_the_test_environment_is_the_oracle(altered, tmp_path):
+    panel = altered("irm-s1-*/config.yaml", "seed: 1", "seed: 1")
+    for path in (tmp_path / "runs").glob("irm-s*/config.yaml"): path.write_text(path.read_text().replace("low,medium", "low,crisis"))
+    assert list(panel.records) == ["erm", "oracle"] and panel.policies["oracle"].head.shape[0] == 2
+    assert panel.summary().loc["oracle", "trained on"] == "low,crisis"
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_parameters_are_few_and_explained(name, tool):
+    said = tool("papermill", "--help-notebook", f"nbs/{name}.ipynb").stdout
+    told = dict(re.findall(r"^  (\w+): .*?\(default .*?\)\s+(\S.*)$", said, re.M))
+    wanted = default_parameters(ROOT / "nbs" / f"{name}.ipynb")
+    assert set(told) == set(wanted) and len(told) <= 12 and min(map(len, told.values())) > 8, said
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_defines_nothing(name):
+    notebook = nbformat.read(ROOT / "nbs" / f"{name}.ipynb", 4)
+    assert notebook.cells[0].cell_type == "raw" and "skip_exec: true" in notebook.cells[0].source
+    assert not any(re.search(r"^\s*(def|class) ", cell.source, re.M) for cell in notebook.cells if cell.cell_type == "code")
