@@ -89,7 +89,7 @@ def test_every_notebook_is_a_chapter():
 
 def test_every_reference_is_cited_and_stands_once():
     keys = re.findall(r"^@\w+\{([^,]+),", (ROOT / "book" / "references.bib").read_text(), re.M)
-    sources = [path.read_text() for path in [*(ROOT / "nbs").glob("*.ipynb"), *(ROOT / "book").glob("*.md")]]
+    sources = [path.read_text() for path in [*(ROOT / "nbs").glob("*.ipynb"), *(ROOT / "book").glob("*.md"), *(ROOT / "book").glob("*.ipynb")]]
     cited = {key.strip() for text in sources for keys in re.findall(r"\{cite(?::\w+)?\}`([^`]+)`", text) for key in keys.split(",")}
     assert len(keys) == len(set(keys)) and set(keys) == cited, set(keys) ^ cited
 
