@@ -95,6 +95,12 @@ def test_regret_is_what_the_best_head_gains():
     regret = head_regret(slopes, tail_curvature(loss, f))
     assert regret.item() == pytest.approx((cvar(loss) - cvar(x)).item(), rel=0.15)
     assert head_regret(both(torch.tensor([2.0, 0.0])), torch.diag(torch.tensor([4.0, 1.0]))).item() == 0.5
+    assert head_regret(both(torch.tensor([2.0, 1.0])), torch.diag(torch.tensor([4.0, 0.0]))).item() == 0.5  # a flat direction promises nothing
+
+
+def test_curvature_is_of_differences_between_paths():
+    loss, f = torch.randn(2, 2000, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    assert torch.allclose(tail_curvature(loss, f[:, None] + 5), tail_curvature(loss, f[:, None])) and tail_curvature(loss, torch.ones_like(f)[:, None]).abs() < 1e-12
 
 
 @pytest.mark.parametrize("kind", POLICIES)
