@@ -220,7 +220,7 @@ def clamp_path(
     rows = _ClampPath.apply(lower.transpose(-1, -3).contiguous(), upper.transpose(-1, -3).contiguous())
     return rows.transpose(-1, -3)
 
-# %% ../nbs/05_hedging.ipynb #610dd485
+# %% ../nbs/05_hedging.ipynb #1d8a3f1a
 @dataclass(frozen=True)
 class Environment:
     "A market, its frictions and its role in the experiment."
@@ -235,15 +235,20 @@ class Environment:
     source: str = ""  # where the parameters come from
 
     def __post_init__(self):
+        def refuse(what, got, cure):
+            raise ValueError(f"environment {self.name!r}: {what}, got {got!r}; {cure}")
         if self.role not in ("train", "validate", "test"):
-            raise ValueError(f"role must be train, validate or test, got {self.role!r} for environment {self.name!r}")
-        if not hasattr(self.market, "simulate") or not hasattr(self.friction, "cost"):
-            raise TypeError(f"environment {self.name!r} needs a market with `simulate` and a friction with `cost`, "
-                            f"got {type(self.market).__name__} and {type(self.friction).__name__}")
-        if unknown := set(self.instruments) - {"spot", "variance_swap"}:
-            raise ValueError(f"unknown instruments {sorted(unknown)} in environment {self.name!r}; choose from spot, variance_swap")
-        if self.n_steps < 1 or not self.dt > 0:
-            raise ValueError(f"an episode needs n_steps >= 1 and dt > 0, got {self.n_steps} and {self.dt} in {self.name!r}")
+            refuse("role must be train, validate or test", self.role, "say what the environment is for")
+        if not hasattr(self.market, "simulate"):
+            refuse("market must have `simulate`", type(self.market).__name__, "give Heston(…), Windows(…) or a market of your own")
+        if not hasattr(self.friction, "cost"):
+            refuse("friction must have `cost`", type(self.friction).__name__, "a half-spread of 2 bp is Proportional(2e-4)")
+        if not isinstance(self.instruments, tuple) or not {"spot"} <= set(self.instruments) <= {"spot", "variance_swap"}:
+            refuse("instruments must be a tuple of spot and perhaps variance_swap", self.instruments, 'write ("spot",) or ("spot", "variance_swap")')
+        if self.n_steps < 1:
+            refuse("n_steps must be at least 1", self.n_steps, "the house trades 60 days")
+        if not self.dt > 0:
+            refuse("dt must be positive", self.dt, "a trading day is 1/252 years")
 
     def episode(self,
         n_paths: int | None,  # paths per member; None for every recorded window in order
@@ -251,6 +256,8 @@ class Environment:
         *, dtype=torch.float32, device=None,
     ) -> Episode:
         "Draw an episode; the premium is the model's own price."
+        if n_paths is None and not hasattr(self.market, "paths"):
+            raise ValueError(f"environment {self.name!r} is simulated and has no recorded paths, got n_paths=None; say how many to draw")
         if n_paths is None:
             paths = self.market.paths(dtype=dtype, device=device)
         else:
@@ -310,14 +317,14 @@ ENVIRONMENTS |= recorded_environments({
     **{name: Windows(start=start, end=end) for name, (start, end) in CRISES.items()},
 })
 
-# %% ../nbs/05_hedging.ipynb #93f54d15
+# %% ../nbs/05_hedging.ipynb #04f9d668
 def sample_environments(
     n: int,  # how many
     generator: torch.Generator,  # of the parameters, not of the paths
 ) -> dict[str, Environment]:  # sampled_00, sampled_01, …, all for training
     "Draw training environments from the meta-distribution of parameters."
     if n < 1:
-        raise ValueError(f"at least one environment must be drawn, got {n}")
+        raise ValueError(f"at least one environment must be drawn, got {n}; the ladder's last rung has 30 or more")
     environments = {}
     for i in range(n):
         u = torch.rand(9, generator=generator, dtype=torch.float64).tolist()
