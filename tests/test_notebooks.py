@@ -10,8 +10,8 @@ from nbclient import NotebookClient
 
 from conftest import ROOT
 
-NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
-PAGES = [path for path in NOTEBOOKS if path.name[0].isdigit() or path.name == "index.ipynb"]  # experiments are tested through papermill
+NOTEBOOKS = sorted([*(ROOT / "nbs").glob("*.ipynb"), *(ROOT / "book").glob("*.ipynb")])
+PAGES = [path for path in NOTEBOOKS if path.name[0].isdigit() or path.name == "index.ipynb" or path.parent.name == "book"]  # experiments are tested through papermill
 NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 MACHINE = re.compile(r"(?<![\w.:/])/(?:home|root|tmp|work|opt|usr|var|mnt|proc|Users|private)/|\bat 0x[0-9a-f]{6,}|[A-Z]:\\Users")
 
