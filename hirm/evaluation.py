@@ -385,7 +385,7 @@ def case_table(
     table = pd.DataFrame({"windows": rows["n_paths"].map("{:.0f}".format), "independent": rows["n_effective"].map("{:.1f}".format)})
     return table.assign(**{name: (100 * rows[column]).map(digits) for name, column in percent.items()}, turnover=rows["turnover"].map(digits))
 
-# %% ../nbs/12_evaluation.ipynb #bfe92600
+# %% ../nbs/12_evaluation.ipynb #1f775897
 def conclude(
     records: Sequence,  # runs, in the order of the policy's members
     judgement: Judgement,  # of their policy
@@ -395,6 +395,8 @@ def conclude(
     """Write what was found into the runs' folders and close them."""
     kept = [f.name for f in fields(Judgement) if not getattr(judgement, f.name).empty]
     for member, record in enumerate(records):
+        if record.done:  # a finished record is not written twice
+            continue
         for name in kept:
             frame = getattr(judgement, name)
             mine = (frame["method"] == method) & (frame["member"] == member)
