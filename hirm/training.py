@@ -368,7 +368,7 @@ def initial_policy(config: Config, seeds: list[int]):
     "An untrained policy, one member per seed."
     return POLICIES[config.policy]([stream(seed, "weights") for seed in seeds], config.columns, config.width).to(config.device)
 
-# %% ../nbs/11_training.ipynb #3b1d607e
+# %% ../nbs/11_training.ipynb #95b30dd3
 def progress(
     steps,  # what is walked through
     **bar,  # options of tqdm
@@ -422,8 +422,9 @@ def _train_together(config, members, runs, start, kept):
                 run.log(**learner.row(step, i, seen), **({f"validation.{config.validate_on}": score[i]} if score else {}))
         if score:
             for i, run in enumerate(runs):
-                weights = {k: v[i] for k, v in learner.policy.state_dict().items()}
-                run.save_checkpoint(step + 1, weights, score[i], f"validation: {config.validate_on}", config.keep)
+                if step + 1 >= config.pretrain + config.ramp:
+                    weights = {k: v[i] for k, v in learner.policy.state_dict().items()}
+                    run.save_checkpoint(step + 1, weights, score[i], f"validation: {config.validate_on}", config.keep)
                 run.save_state(step + 1, learner.tensors(i))
     for run in runs:
         if spent:

@@ -106,6 +106,11 @@ def test_every_penalty_has_a_gradient(tmp_path, method, policy):
         assert with_penalty.isfinite().all() and not torch.equal(without, with_penalty), name
 
 
+def test_only_checkpoints_under_the_full_penalty_are_candidates(tmp_path):
+    run = train(config(tmp_path, method="irm", updates=10, pretrain=3, ramp=3, validate_every=2, keep=9))[0]
+    assert sorted(kept["step"] for kept in run.manifest()["checkpoints"]) == [6, 8, 10]
+
+
 def test_penalty_waits_for_its_phase(tmp_path):
     rows = [json.loads(line) for line in log(train(config(tmp_path, method="irm", penalty_weight=0.5, updates=8, pretrain=3, ramp=4, validate_every=8))[0]).splitlines()]
     assert [r["penalty_weight"] for r in rows] == pytest.approx([0, 0, 0, 0.125, 0.25, 0.375, 0.5, 0.5])
