@@ -41,7 +41,7 @@ SCALES: dict[str, dict] = {
                   validate_every=2_500, n_validation=100_000, n_evaluation=1_000_000),
 }
 
-# %% ../nbs/11_training.ipynb #24a74502
+# %% ../nbs/11_training.ipynb #e0e0a016
 def _one_of(name, value, choices):
     "Refuse a value that is not among the choices, naming the nearest."
     if value not in choices:
@@ -49,11 +49,13 @@ def _one_of(name, value, choices):
         raise ValueError(f"unknown {name} {value!r}, did you mean {near[0]!r}? choose from {', '.join(choices)}")
 
 
-def _at_least(least, **values):
+def _at_least(config, least, *names):
     "Refuse numbers below a bound."
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= least:
-            raise ValueError(f"{name} must be a number of at least {least}, got {value!r}")
+    usual = {f.name: f.default for f in fields(config)} | SCALES["laptop"]
+    for name in names:
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < math.inf:
+            raise ValueError(f"{name} must be a finite number of at least {least}, got {value!r}; the usual value is {usual[name]}")
 
 
 @dataclass(frozen=True)
@@ -100,10 +102,10 @@ class Config:
         _one_of("risk_unit", self.risk_unit, ("reference", "premium", "spot"))
         _one_of("decay", self.decay, ("cosine", "constant"))
         self.risk  # refuses a wrong alpha, smoothing or aversion
-        _at_least(0, seed=self.seed, cost=self.cost, weight_decay=self.weight_decay, pretrain=self.pretrain, ramp=self.ramp)
-        _at_least(1, n_seeds=self.n_seeds, updates=self.updates, width=self.width, keep=self.keep, validate_every=self.validate_every)
-        _at_least(2, n_paths=self.n_paths, n_validation=self.n_validation, n_evaluation=self.n_evaluation)
-        _at_least(1e-12, learning_rate=self.learning_rate, clip=self.clip)
+        _at_least(self, 0, "seed", "cost", "weight_decay", "pretrain", "ramp")
+        _at_least(self, 1, "n_seeds", "updates", "width", "keep", "validate_every")
+        _at_least(self, 2, "n_paths", "n_validation", "n_evaluation")
+        _at_least(self, 1e-12, "learning_rate", "clip")
         if self.n_paths % 2:
             raise ValueError(f"n_paths must be even, for two independent halves, got {self.n_paths}; write {self.n_paths + 1}")
         Schedule(self.pretrain, self.ramp, self.updates)
@@ -132,7 +134,8 @@ class Config:
         given = find_method(self.method).weight if self.penalty_weight is None else self.penalty_weight
         given = given if isinstance(given, (list, tuple)) else [given]
         for weight in given:
-            _at_least(0, penalty_weight=weight)
+            if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
+                raise ValueError(f"penalty_weight must be a finite number of at least 0, got {weight!r}; 0 is ERM, several are a YAML list by -y")
         return [float(weight) for weight in given]
 
     def summary(self) -> "pd.Series":
