@@ -5,9 +5,12 @@
 
 Interrupted, the same command goes on: papermill's job resumes from its last checkpoint, and a finished run is not run twice.
 """
+from hirm.training import SCALES
+
 ENVIRONMENTS = "low,medium"
 SEEDS = int(config.get("seeds", 5))
 SCALE = config.get("scale", "laptop")
+SHAPE = SCALES[SCALE]
 METHODS = ["erm", "erm_pool", "erm_reg", "groupdro", "wcvar", "vrex", "irm", "hirm", "hgca", "iga", "fishr", "term"]
 
 
@@ -21,14 +24,19 @@ LEARNING |= {
     "mlp": job(method="erm", policy="mlp"),
     "blind": job(method="erm", realized_vol=False),
     "oracle": job(method="erm", environments="low,medium,high,crisis"),
-    "longer": job(method="erm", updates=2400, pretrain=600, ramp=600),
+    "longer": job(method="erm", **{phase: 4 * SHAPE[phase] for phase in ("updates", "pretrain", "ramp")}),
 }
-BUDGET = 1024 * 600  # paths per environment in a laptop run
-LEARNING |= {
-    f"{n_paths}x{rate}": job(method="erm", n_seeds=2, n_paths=n_paths, learning_rate=rate, updates=BUDGET // n_paths, pretrain=0, ramp=0,
-                             validate_every=BUDGET // n_paths // 12, n_validation=100_000, n_evaluation=20_000)
-    for n_paths in (256, 1024, 4096) for rate in (0.001, 0.003, 0.01)
-}
+
+
+def spent(n_paths, rate):
+    "The same number of paths, in batches of another size, at another rate."
+    updates = SHAPE["n_paths"] * SHAPE["updates"] // n_paths
+    return job(method="erm", n_seeds=2, n_paths=n_paths, learning_rate=rate, updates=updates, pretrain=0, ramp=0, validate_every=max(1, updates // 12),
+               n_evaluation=SHAPE["n_evaluation"] // 5)
+
+
+LEARNING |= {f"{n_paths}x{rate}": spent(n_paths, rate) for n_paths in (SHAPE["n_paths"] // 4, SHAPE["n_paths"], 4 * SHAPE["n_paths"])
+             for rate in (0.001, 0.003, 0.01)}
 
 
 def words(asked):
