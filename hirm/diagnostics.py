@@ -11,7 +11,7 @@ __all__ = ['VOLS', 'gap', 'worst_group', 'rolling_risk', 'variation', 'alignment
 import difflib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 

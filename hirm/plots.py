@@ -7,7 +7,7 @@ __all__ = ['INK', 'COLOURS', 'DASHES', 'WORLDS', 'SPARE', 'STYLE', 'colour', 'st
            'interval_plot', 'regime_panels', 'lambda_sweep', 'frontier', 'sensitivity', 'pnl_path', 'conditional_pnl']
 
 # %% ../nbs/15_plots.ipynb #7692d933
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import wraps
 
 import matplotlib as mpl

@@ -9,7 +9,7 @@ from hirm.diagnostics import (Traces, alignment, diagnose, gap, head_regret, per
                               variation, worst_group)
 from hirm.hedging import ENVIRONMENTS, hedge
 from hirm.objectives import halves
-from hirm.policies import POLICIES, BandPolicy, Delta, NoHedge, WhalleyWilmott
+from hirm.policies import POLICIES, Delta, NoHedge, WhalleyWilmott
 from hirm.risk import cvar, tail_weights
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hirm.frictions import Liquidity, Proportional, Quadratic
-from hirm.hedging import ENVIRONMENTS, Environment, clamp_path, hedge, recorded_environments, roll, sample_environments, settle, stack_episodes
+from hirm.hedging import ENVIRONMENTS, clamp_path, hedge, recorded_environments, roll, sample_environments, settle, stack_episodes
 from hirm.history import calendar_windows, training_windows
 from hirm.policies import Delta
 
@@ -126,8 +126,7 @@ def test_a_wrong_environment_is_refused(change, words):
         dataclasses.replace(ENVIRONMENTS["low"], **change)
 
 
-def test_stress_multiplies_cost_exactly():
+def test_stress_multiplies_the_cost_of_an_episode():
     e = episode("crisis_liquidity")
     stressed = dataclasses.replace(e, friction=1.5 * e.friction)
-    assert torch.equal(hedge(Delta(), stressed).cost, hedge(Delta(), dataclasses.replace(e, friction=1.5 * e.friction)).cost)
     assert torch.allclose(hedge(Delta(), stressed).cost, 1.5 * hedge(Delta(), e).cost, rtol=1e-14)

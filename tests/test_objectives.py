@@ -1,5 +1,4 @@
 """Objectives: closed forms, unbiasedness, symmetry, known answers on small worlds, and bad input."""
-import json
 import math
 from dataclasses import dataclass, replace
 

@@ -6,7 +6,7 @@ import torch
 
 from hirm.features import COLUMNS, Scaler, features
 from hirm.hedging import ENVIRONMENTS, hedge, map_paths, stack_episodes
-from hirm.policies import POLICIES, BandPolicy, Delta, DeltaVega, MLPPolicy, NoHedge, WhalleyWilmott
+from hirm.policies import POLICIES, Delta, DeltaVega, NoHedge, WhalleyWilmott
 
 
 def generators(n, start=0):

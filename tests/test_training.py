@@ -1,7 +1,6 @@
 """The learner is honest: what was asked is done, twice the same, resumable, and λ = 0 is ERM."""
 import dataclasses
 import json
-import os
 import signal
 import subprocess
 import sys
