@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCALES', 'Config', 'history_file', 'worlds', 'training_environments', 'judged_environments', 'as_config', 'bank',
-           'bank_loss', 'risk_unit', 'batches', 'sample_losses', 'clip_members', 'Learner', 'initial_policy',
-           'progress', 'records', 'train', 'companions', 'curves', 'load_policy']
+           'bank_loss', 'risk_unit', 'batches', 'random_labels', 'sample_losses', 'clip_members', 'Learner',
+           'initial_policy', 'progress', 'records', 'train', 'companions', 'curves', 'load_policy']
 
 # %% ../nbs/11_training.ipynb #e2d3bbe6
 import difflib
@@ -41,7 +41,7 @@ SCALES: dict[str, dict] = {
                   validate_every=2_500, n_validation=100_000, n_evaluation=1_000_000),
 }
 
-# %% ../nbs/11_training.ipynb #e0e0a016
+# %% ../nbs/11_training.ipynb #cac8c2ce
 def _one_of(name, value, choices):
     "Refuse a value that is not among the choices, naming the nearest."
     if value not in choices:
@@ -75,6 +75,7 @@ class Config:
     runs: str = "runs/train"  # folder of the run folders
     cost: float = 1.0  # multiple of every environment's trading costs
     risk_unit: str = "reference"  # reference | premium | spot: what each environment's losses are divided by
+    permute_labels: bool = False  # a control: each path's environment label is drawn at random
     validate_on: str = "high"  # environment by which checkpoints are chosen
     smoothing: float = 0.15  # bandwidth of the smoothed tail, in standard deviations
     aversion: float | None = None  # train on the entropic risk of this aversion (per risk unit) instead of the CVaR
@@ -257,7 +258,17 @@ def batches(
         first = (step % ahead) * config.n_paths
         yield stack_episodes([episode.take(slice(first, first + config.n_paths)) for episode in drawn], halves=2)
 
-# %% ../nbs/11_training.ipynb #50ab632d
+# %% ../nbs/11_training.ipynb #885de1c9
+def random_labels(
+    episode: Episode,  # (M, E, 2, n_paths/2, …)
+    generators: list[torch.Generator],  # one per member
+) -> Tensor:  # (M, E, n_paths): whose path each label holds, a permutation of the environments at every place
+    "Labels that say nothing: all environments become the same mixture of the true ones."
+    n_environments, n_halves, half = episode.payoff.shape[1:]
+    drawn = [torch.rand((n_environments, n_halves * half), generator=g, device=g.device) for g in generators]
+    return torch.stack(drawn).argsort(1)
+
+# %% ../nbs/11_training.ipynb #252a0fe2
 def sample_losses(
     policy,  # a learned policy
     method: Method,  # says what its penalty needs
@@ -265,19 +276,27 @@ def sample_losses(
     units: Tensor,  # risk unit of each environment, (E,)
     risk: CVaR | Entropic,  # the risk
     penalized: bool,  # whether the penalty is on
+    labels: Tensor | None = None,  # other labels than the true ones, as `random_labels` draws them
 ) -> Sample:
     "Hedge a batch and lay out what the objective looks at."
     n_environments, n_paths = episode.payoff.shape[1], episode.payoff.shape[2] * episode.payoff.shape[3]
     needs = method.needs if penalized else ()
-    head = None
+    copies = head = None
     if "head" in needs or "path_head" in needs:
-        head = policy.head_copies(n_environments, 2 if "head" in needs else n_paths)
+        copies = head = policy.head_copies(n_environments, 2 if "head" in needs else n_paths)
+        if labels is not None:  # every path is hedged by the copy of the group that it is put in
+            copy = torch.arange(n_paths, device=head.device) // (n_paths // head.shape[2])
+            head = head[torch.arange(len(head), device=head.device)[:, None, None], labels.argsort(1), copy]
     ledger = hedge(policy, episode, head=head)
-    in_units = lambda x: x.flatten(2) / units[:, None]
+
+    def in_units(x):
+        x = x.flatten(2) / units[:, None]
+        return x if labels is None else x.gather(1, labels.expand(len(x), -1, -1))
+
     anchor = None
     if "anchor" in needs:
         anchor = (ledger.positions - Delta()(episode)).square().flatten(2).mean(-1)
-    return Sample(in_units(ledger.loss), risk, in_units(ledger.scale_gradient()) if "scale" in needs else None, head, anchor)
+    return Sample(in_units(ledger.loss), risk, in_units(ledger.scale_gradient()) if "scale" in needs else None, copies, anchor)
 
 
 def clip_members(
@@ -291,7 +310,7 @@ def clip_members(
         p.grad.mul_(factor.view(-1, *[1] * (p.dim() - 1)))
     return norm
 
-# %% ../nbs/11_training.ipynb #9ce7cff5
+# %% ../nbs/11_training.ipynb #b0b8b1fd
 class Learner:
     "Members side by side: their policy, their optimiser, and what their method remembers."
     def __init__(self,
@@ -322,7 +341,10 @@ class Learner:
         self.optimizer.param_groups[0]["lr"] = self._rate(step)
         if self.method.dropout:
             self.policy.dropout = (self.method.dropout, [stream(seed, f"dropout:{step}", self.config.device) for seed in self.seeds])
-        sample = sample_losses(self.policy, self.method, episode, self.units, self.risk, weight is not None)
+        labels = None
+        if self.config.permute_labels:
+            labels = random_labels(episode, [stream(seed, f"labels:{step}", self.config.device) for seed in self.seeds])
+        sample = sample_losses(self.policy, self.method, episode, self.units, self.risk, weight is not None, labels)
         objective = self.method(sample, weight, self.state)
         self.policy.dropout = None
         self.optimizer.zero_grad()

@@ -17,7 +17,7 @@ from hirm.objectives import METHODS
 from hirm.policies import Delta
 from hirm.risk import cvar, entropic
 from hirm.training import (SCALES, Config, Learner, as_config, bank, bank_loss, batches, clip_members, companions, curves, judged_environments,
-                           load_policy, risk_unit, sample_losses, train, training_environments)
+                           load_policy, random_labels, risk_unit, sample_losses, train, training_environments)
 
 SMALL = dict(method="erm", scale="smoke", environments="low,medium", n_paths=32, n_validation=200)
 
@@ -103,6 +103,31 @@ def test_every_penalty_has_a_gradient(tmp_path, method, policy):
         gradients.append(torch.autograd.grad(objective.sum(), list(learner.policy.parameters()), allow_unused=True))
     for (name, _), without, with_penalty in zip(learner.policy.named_parameters(), *gradients):
         assert with_penalty.isfinite().all() and not torch.equal(without, with_penalty), name
+
+
+@pytest.mark.parametrize("method", ["hirm", "fishr"])
+@pytest.mark.parametrize("policy", ["band", "mlp"])
+def test_permuted_labels_move_paths_and_nothing_else(tmp_path, method, policy):
+    options = config(tmp_path, method=method, policy=policy, permute_labels=True, n_seeds=2)
+    learner = Learner(options, options.members())
+    episode = next(batches(learner.environments, learner.seeds, options))
+    labels = random_labels(episode, [torch.Generator().manual_seed(seed) for seed in learner.seeds])
+    true, drawn = (sample_losses(learner.policy, learner.method, episode, learner.units, learner.risk, True, x) for x in (None, labels))
+    assert labels.sort(1).values.eq(torch.arange(2)[:, None]).all() and 0.4 < labels[0, 0].float().mean() < 0.6
+    assert torch.allclose(drawn.loss.sort(1).values, true.loss.sort(1).values)
+    assert torch.allclose(drawn.loss, true.loss.gather(1, labels))
+    copies, paths = drawn.head.shape[2], drawn.loss.shape[2]
+    (by_copy,) = torch.autograd.grad(drawn.loss.sum(), drawn.head, retain_graph=True)
+    for e, c in ((0, 0), (1, copies - 1)):  # a copy sees the paths of its own group and half, wherever they come from
+        own = drawn.loss[:, e, c * paths // copies:(c + 1) * paths // copies].sum()
+        (expected,) = torch.autograd.grad(own, learner.policy.head, retain_graph=True)
+        assert torch.allclose(by_copy[:, e, c], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_labels_matter_to_a_mean_of_tails(tmp_path):
+    weights_of = lambda **asked: weights(steps(config(tmp_path, method="erm", **asked), 6))
+    plain, permuted = weights_of(), weights_of(permute_labels=True)
+    assert not torch.equal(plain["head"], permuted["head"])
 
 
 def test_only_checkpoints_under_the_full_penalty_are_candidates(tmp_path):
