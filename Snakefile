@@ -1,79 +1,156 @@
 """Many runs, each a plain papermill line.
 
     snakemake -c2 learning      the page that shows what is learnt, and how fast
-    snakemake -c2 learning -n   what would be run
+    snakemake -c2 phase1        the runs of Phase 1, their tables, and the book
+    snakemake -c2 phase1 -n     what would be run
+    snakemake -c2 phase1 --config seeds=11      one seed more, and nothing else
+    snakemake -c1 phase1 --config scale=paper device=cuda      the protocol of record, kept apart
 
 Interrupted, the same command goes on: papermill's job resumes from its last checkpoint, and a finished run is not run twice.
+On a cluster the same file runs through one of Snakemake's executors, see CONTRIBUTING.
 """
+import json
+from itertools import product
+
+from hirm.objectives import METHODS
+from hirm.stats import CRITERIA, PERMUTED
 from hirm.training import SCALES
 
-ENVIRONMENTS = "low,medium"
-SEEDS = int(config.get("seeds", 5))
 SCALE = config.get("scale", "laptop")
+SEEDS = int(config.get("seeds", 10))  # of Phase 1
+FEW = min(SEEDS, 5)  # seeds of what is shown beside it, and seeds that train side by side
 SHAPE = SCALES[SCALE]
-METHODS = ["erm", "erm_pool", "erm_reg", "groupdro", "wcvar", "vrex", "irm", "hirm", "hgca", "iga", "fishr", "term"]
+APART = "" if SCALE == "laptop" else f"_{SCALE}"  # other scales keep their runs and results to themselves
+TRAINED_ON = "low,medium"
+ALL_FOUR = "low,medium,high,crisis"  # the oracle's
+
+# One torch thread per process. Freed memory is kept, not handed back and forth at every update.
+shell.prefix("export OMP_NUM_THREADS=1 MALLOC_TRIM_THRESHOLD_=8000000000 MALLOC_MMAP_THRESHOLD_=33554432; ")
 
 
-def job(**asked):
-    "Parameters of one training job: a batch of seeds that train side by side."
-    return dict(environments=ENVIRONMENTS, n_seeds=SEEDS, scale=SCALE, runs="runs/learning") | asked
+def job(runs, method, **asked):
+    "Parameters of one training job."
+    return dict(method=method, environments=TRAINED_ON, scale=SCALE, device=config.get("device", "cpu"), runs=f"runs/{runs}{APART}") | asked
 
 
-LEARNING = {method: job(method=method) for method in METHODS}
-LEARNING |= {
-    "mlp": job(method="erm", policy="mlp"),
-    "blind": job(method="erm", realized_vol=False),
-    "oracle": job(method="erm", environments="low,medium,high,crisis"),
-    "longer": job(method="erm", **{phase: 4 * SHAPE[phase] for phase in ("updates", "pretrain", "ramp")}),
-}
+def batches(n_seeds, first=0):
+    "First seed and number of the seeds of each batch."
+    return [dict(seed=first + start, n_seeds=min(FEW, n_seeds - start)) for start in range(0, n_seeds, FEW)]
+
+
+def named(jobs):
+    "Jobs by a name that says which seeds they train."
+    return {f"{name}-s{asked['seed']}-{asked['seed'] + asked['n_seeds'] - 1}": asked for name, asked in jobs}
+
+
+# Phase 1: every method in each of four cells, ERM last, so that no job judges it once more beside its own method.
+CELLS = [dict(policy=policy, realized_vol=seen) for policy, seen in product(("band", "mlp"), (True, False))]
+FAMILY = (*CRITERIA.methods, CRITERIA.baseline)
+cell_name = lambda cell: f"{cell['policy']}-{'seeing' if cell['realized_vol'] else 'blind'}"
+PHASE1 = {cell_name(cell): named((f"{cell_name(cell)}-{method}", job("phase1", method, **cell, **batch)) for method in FAMILY for batch in batches(SEEDS))
+                           | named([(f"{cell_name(cell)}-oracle", job("phase1", "erm", **cell, seed=0, n_seeds=FEW, environments=ALL_FOUR))])
+          for cell in CELLS}
+CONTROLS = named([("erm_again", job("phase1_controls", "erm", seed=1000, n_seeds=FEW))]
+                 + [(f"{method}_permuted", job("phase1_controls", method, permute_labels=True, seed=0, n_seeds=FEW)) for method in (*PERMUTED, CRITERIA.baseline)])
+WEIGHTS = named((f"{method}-weights", job("phase1_weights", method, seed=0, n_seeds=3, penalty_weight=[METHODS[method].weight * times for times in (0.1, 10.0, 100.0)]))
+                for method in ("irm", "hirm", "vrex"))
+
+# The page on learning: the methods that Phase 1 leaves out, a longer training, and the same number of paths in other batches at other rates.
+LEARNING = {method: job("learning", method, n_seeds=FEW) for method in METHODS if method not in CRITERIA.methods}
+LEARNING["longer"] = job("learning", "erm", n_seeds=FEW, **{phase: 4 * SHAPE[phase] for phase in ("updates", "pretrain", "ramp")})
 
 
 def spent(n_paths, rate):
     "The same number of paths, in batches of another size, at another rate."
     updates = SHAPE["n_paths"] * SHAPE["updates"] // n_paths
-    return job(method="erm", n_seeds=2, n_paths=n_paths, learning_rate=rate, updates=updates, pretrain=0, ramp=0, validate_every=max(1, updates // 12),
+    return job("learning", "erm", n_seeds=2, n_paths=n_paths, learning_rate=rate, updates=updates, pretrain=0, ramp=0, validate_every=max(1, updates // 12),
                n_evaluation=SHAPE["n_evaluation"] // 5)
 
 
 LEARNING |= {f"{n_paths}x{rate}": spent(n_paths, rate) for n_paths in (SHAPE["n_paths"] // 4, SHAPE["n_paths"], 4 * SHAPE["n_paths"])
              for rate in (0.001, 0.003, 0.01)}
 
+JOBS = {f"learning{APART}": LEARNING, f"phase1{APART}": {name: asked for jobs in PHASE1.values() for name, asked in jobs.items()} | CONTROLS | WEIGHTS}
+ORDER = {name: -place for jobs in JOBS.values() for place, name in enumerate(jobs)}
+
 
 def words(asked):
     "Parameters as papermill reads them."
-    return " ".join(f"-p {name} {value}" for name, value in asked.items())
+    return " ".join(f"-y '{json.dumps({name: value})}'" if isinstance(value, list) else f"-p {name} {value}" for name, value in asked.items())
+
+
+def notebooks(experiment, jobs):
+    return [f"runs/{experiment}{APART}/notebooks/{name}.ipynb" for name in jobs]
+
+
+def results(experiment):
+    return f"book/results/{experiment}{APART}/provenance.json"
+
+
+RAN = {"learning": notebooks("learning", LEARNING),
+       "phase1": notebooks("phase1", [*JOBS[f"phase1{APART}"], *(f"{page}-{cell}" for page in ("evaluate", "diagnose") for cell in PHASE1)])}
 
 
 rule learning:
-    input: "book/results/learning/provenance.json"
+    input: RAN["learning"], results("learning")  # the runs by name: results that came with the code do not stand in for them
+
+
+rule phase1:
+    input: RAN["phase1"], results("phase1"), [] if APART else "book/_build/html/index.html"
 
 
 rule train:
     input: "nbs/train.ipynb"
-    output: "runs/learning/notebooks/{job}.ipynb"
-    log: "runs/learning/logs/{job}.log"
-    params: words=lambda wildcards: words(LEARNING[wildcards.job])
+    output: "runs/{experiment}/notebooks/{job}.ipynb"
+    log: "runs/{experiment}/logs/{job}.log"
+    params: words=lambda wildcards: words(JOBS[wildcards.experiment][wildcards.job])
+    priority: lambda wildcards: ORDER[wildcards.job]
+    wildcard_constraints: experiment="|".join(JOBS), job="|".join(ORDER)
     threads: 1
     resources: mem_mb=4000, runtime=60
     shell: "papermill {input} {output} {params.words} --no-progress-bar > {log} 2>&1"
 
 
+PRIMARY = cell_name(CELLS[0])
+SHOWN = "low,medium,high,crisis,crisis_jumps,crisis_liquidity,crisis_broken,gfc,volmageddon,covid,bear_2022"
+
+
+def look(page, cell):
+    "Parameters of a look at the trained hedgers of a cell: all paths for the primary one, fewer for the others."
+    which = dict(CELLS[list(PHASE1).index(cell)], runs=f"runs/phase1{APART}", out=f"runs/phase1{APART}/{page}/{cell}")
+    if page == "evaluate":
+        which |= dict(environments=SHOWN, n_paths=SHAPE["n_evaluation"] if cell == PRIMARY else SHAPE["n_evaluation"] // 5)
+    return which
+
+
+rule look:
+    input: "nbs/{page}.ipynb", lambda wildcards: notebooks("phase1", PHASE1[wildcards.cell])
+    output: f"runs/phase1{APART}/notebooks/{{page}}-{{cell}}.ipynb"
+    log: f"runs/phase1{APART}/logs/{{page}}-{{cell}}.log"
+    params: words=lambda wildcards: words(look(wildcards.page, wildcards.cell))
+    wildcard_constraints: page="evaluate|diagnose", cell="|".join(PHASE1)
+    threads: 1
+    resources: mem_mb=4000, runtime=60
+    shell: "papermill {input[0]} {output} {params.words} --no-progress-bar > {log} 2>&1"
+
+
 rule learning_results:
-    input: expand("runs/learning/notebooks/{job}.ipynb", job=LEARNING)
-    output: "book/results/learning/provenance.json"
+    input: RAN["learning"]
+    output: results("learning")
     run:
-        import pandas as pd
-        from hirm.runs import publish
-        from hirm.training import Config, curves, records
-        found, logs, all_runs = [], [], []
-        for name, asked in LEARNING.items():
-            config = Config(**asked)
-            for run in records(config):
-                metrics = pd.read_csv(run.artifacts / "metrics.csv")
-                mine = metrics["method"].isin([config.method, "delta", "whalley_wilmott", "no_hedge"])
-                found.append(metrics[mine].assign(job=name))
-                log = curves([run])
-                logs.append(log[log["role"] == "validate"].assign(job=name, n_paths=config.n_paths, learning_rate=config.learning_rate, cpu_seconds_per_update=run.metadata["cpu_seconds_per_update"]))
-                all_runs.append(run)
-        publish("book/results/learning", {"metrics": pd.concat(found).drop_duplicates(["job", "method", "seed", "environment"]), "validation": pd.concat(logs)},
-                all_runs, "snakemake -c2 learning")
+        from hirm.gather import learning
+        learning(LEARNING, f"book/results/learning{APART}", "snakemake -c2 learning")
+
+
+rule phase1_results:
+    input: RAN["phase1"]
+    output: results("phase1")
+    run:
+        from hirm.gather import phase1
+        phase1(PHASE1, CONTROLS, WEIGHTS, f"book/results/phase1{APART}", "snakemake -c2 phase1")
+
+
+rule book:
+    input: results("phase1"), "book/phase1.ipynb"
+    output: "book/_build/html/index.html"
+    shell: "jupyter execute --inplace book/phase1.ipynb && nbdev_clean --fname book/phase1.ipynb && jupyter-book build book -W --keep-going"
