@@ -134,20 +134,60 @@ rule look:
     shell: "papermill {input[0]} {output} {params.words} --no-progress-bar > {log} 2>&1"
 
 
+def judged(jobs):
+    "What the runs of some jobs were judged to be, one row per method, seed and environment, the baselines once; and the runs."
+    import pandas as pd
+    from hirm.training import as_config, records
+    frames, runs = [], []
+    for name, asked in jobs.items():
+        arm = name.rsplit("-s", 1)[0].split("-")[-1]
+        for run in records(as_config(asked)):
+            table = pd.read_csv(run.artifacts / "metrics.csv").drop(columns=["member", "probe", "turnover_to_erm", "sharpe", "sortino", "cvar99_se"])
+            own = table["method"] == asked["method"]
+            told = dict(policy=run.config["policy"], realized_vol=run.config["realized_vol"])
+            frames.append(table[own].assign(method=asked["method"] if arm == "weights" else arm, penalty_weight=run.config["penalty_weight"], job=name, **told))
+            frames.append(table[~own & table["method"].isin(["no_hedge", "delta", "whalley_wilmott"])].assign(seed=0, job="baseline", **told))
+            runs.append(run)
+    frame = pd.concat(frames, ignore_index=True)
+    frame.loc[frame["method"] == "oracle", "selection"] = "oracle"
+    once = ["job", "policy", "realized_vol", "method", "seed", "penalty_weight", "environment"]
+    return frame.drop_duplicates(once).round(8), runs
+
+
 rule learning_results:
     input: RAN["learning"]
     output: results("learning")
     run:
-        from hirm.gather import learning
-        learning(LEARNING, f"book/results/learning{APART}", "snakemake -c2 learning")
+        import pandas as pd
+        from hirm.runs import publish
+        from hirm.training import as_config, curves, records
+        metrics, runs = judged(LEARNING)
+        shape = ["n_paths", "learning_rate", "cpu_seconds_per_update"]
+        logs = [log[log["role"] == "validate"].assign(job=name, **{k: {**run.config, **run.metadata}[k] for k in shape})
+                for name, asked in LEARNING.items() for run in records(as_config(asked)) for log in [curves([run])]]
+        publish(f"book/results/learning{APART}", {"metrics": metrics, "validation": pd.concat(logs).round(8)}, runs, "snakemake -c2 learning")
 
 
 rule phase1_results:
     input: RAN["phase1"]
     output: results("phase1")
     run:
-        from hirm.gather import phase1
-        phase1(PHASE1, CONTROLS, WEIGHTS, f"book/results/phase1{APART}", "snakemake -c2 phase1")
+        import pandas as pd
+        from hirm.runs import publish, published
+
+        def seen(page, table, *cells):
+            return pd.concat([published(look(page, cell)["out"], table).assign(**CELLS[list(PHASE1).index(cell)]) for cell in cells]).round(8)
+
+        frames, runs = zip(*map(judged, ({name: asked for jobs in PHASE1.values() for name, asked in jobs.items()}, CONTROLS, WEIGHTS)))
+        metrics, controls, weights = frames
+        controls.loc[controls["method"] == "erm_again", "seed"] -= 1000  # paired with the first arm as they come
+        probes = seen("evaluate", "metrics", *PHASE1)
+        publish(f"book/results/phase1{APART}", dict(
+            metrics=metrics, controls=controls, weights=weights,
+            probes=probes[probes["environment"] == CRITERIA.environment].drop(columns=["member", "cvar99_se", "sharpe", "sortino"]),
+            tails=seen("evaluate", "tails", PRIMARY).query("environment == @CRITERIA.environment and probe == 'none'").drop(columns=["member", "role", "selection", "probe"]),
+            environments=seen("diagnose", "environments", *PHASE1), stability=seen("diagnose", "stability", *PHASE1), sensitivity=seen("diagnose", "sensitivity", *PHASE1)),
+            sum(runs, []), "snakemake -c2 phase1")
 
 
 rule book:
