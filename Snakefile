@@ -186,11 +186,11 @@ rule phase1_results:
             metrics=metrics, controls=controls, weights=weights,
             probes=probes[probes["environment"] == CRITERIA.environment].drop(columns=["member", "cvar99_se", "sharpe", "sortino"]),
             tails=seen("evaluate", "tails", PRIMARY).query("environment == @CRITERIA.environment and probe == 'none'").drop(columns=["member", "role", "selection", "probe"]),
-            environments=seen("diagnose", "environments", *PHASE1), stability=seen("diagnose", "stability", *PHASE1), sensitivity=seen("diagnose", "sensitivity", *PHASE1)),
+            environments=seen("diagnose", "environments", *PHASE1), stability=seen("diagnose", "stability", *PHASE1), sensitivity=seen("diagnose", "sensitivity", *PHASE1).query("environment in ['low', @CRITERIA.environment]")),
             sum(runs, []), "snakemake -c2 phase1")
 
 
 rule book:
-    input: results("phase1"), "book/phase1.ipynb"
+    input: results("phase1"), pages=["book/phase1.ipynb", "book/learning.ipynb"]
     output: "book/_build/html/index.html"
-    shell: "jupyter execute --inplace book/phase1.ipynb && nbdev_clean --fname book/phase1.ipynb && jupyter-book build book -W --keep-going"
+    shell: "jupyter execute --inplace {input.pages} && for page in {input.pages}; do nbdev_clean --fname $page; done && jupyter-book build book -W --keep-going"

@@ -72,6 +72,25 @@ def test_a_page_opens_with_its_question(path):
     assert re.match(r"# .+\n+> .+", first.source)
 
 
+def typed_decimals(prose):
+    "Decimal numbers in prose, outside of mathematics, code and addresses."
+    return re.findall(r"(?<![\w.])\d*\.\d+", re.sub(r"\$.*?\$|`.*?`|\]\(.*?\)|\{.*?\}", "", prose, flags=re.DOTALL))
+
+
+@pytest.mark.parametrize("path", [path for path in NOTEBOOKS if "published(" in path.read_text() and path.parent.name == "book"], ids=lambda path: path.stem)
+def test_no_number_of_a_results_page_is_typed(path):
+    notebook = nbformat.read(path, 4)
+    prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    assert not typed_decimals(prose)
+    made = [key for cell in notebook.cells for output in cell.get("outputs", []) if (key := output.get("metadata", {}).get("scrapbook", {}).get("name"))]
+    assert set(re.findall(r"\{glue:text\}`(.*?)`", prose)) <= set(made)
+
+
+def test_a_typed_number_is_found():
+    assert typed_decimals("a ratio of 0.97, or .97") == ["0.97", ".97"]
+    assert not typed_decimals("CVaR-95 of `3.7`, $0.97$, [see](a/1.2.md), {glue:text}`x`, 95 % of version two.")
+
+
 def test_comparison_of_outputs_can_fail():
     assert same("cvar95  3.70 %", "cvar95   3.74 %") and same("1e-9", "-2e-8")
     assert not same("cvar95  3.70 %", "cvar95  3.80 %") and not same("done", "gone") and not same("1 2", "1 2 3") and not same("loss nan", "loss 1")
