@@ -1,0 +1,56 @@
+"""The way to a cluster: what the profiles name is there, and a job submitted to this machine is followed to its end."""
+import os
+import re
+import signal
+import subprocess
+import time
+import tomllib
+
+import pytest
+import yaml
+
+from conftest import ROOT
+
+PROFILES = {path.parent.name: yaml.safe_load(path.read_text()) for path in sorted((ROOT / "profiles").glob("*/config.yaml"))}
+SCRIPTS = ROOT / "profiles" / "submit"
+
+
+def test_every_executor_and_script_that_a_profile_names_is_there():
+    extra = " ".join(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["cluster"])
+    assert set(PROFILES) == {"slurm", "kubernetes", "submit"}
+    for profile in PROFILES.values():
+        assert f"snakemake-executor-plugin-{profile['executor']}>" in extra
+        if "default-storage-provider" in profile: assert f"snakemake-storage-plugin-{profile['default-storage-provider']}>" in extra
+        for command in (value for key, value in profile.items() if key.endswith("-cmd")): assert (ROOT / command.split()[-1]).is_file()
+
+
+def test_a_rule_that_runs_an_experiment_says_what_it_needs():
+    rules = re.split(r"^rule ", (ROOT / "Snakefile").read_text(), flags=re.M)[1:]
+    papermill = [rule for rule in rules if 'shell: "papermill' in rule]
+    assert len(papermill) >= 2
+    for rule in papermill: assert re.search(r"threads: \d+\s+resources: mem_mb=\d+, runtime=\d+", rule) and "log:" in rule, rule
+
+
+@pytest.mark.parametrize("last, end", [("true", "success"), ("exit 3", "failed"), ("exec sleep 60", "killed")])
+def test_a_submitted_job_is_followed_to_its_end(tmp_path, last, end):
+    (tmp_path / "job.sh").write_text(f"echo made\necho $$ > own\n{last}\n")
+    def answer(script, word): return subprocess.run(["sh", SCRIPTS / script, word], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+    job = answer("start.sh", "job.sh")
+    while not (tmp_path / "own").exists() or not (tmp_path / "own").read_text().strip(): time.sleep(0.1)
+    if end == "killed":  # with what it started, and no time to write a status
+        assert answer("status.sh", job) == "running"
+        for pid in (job, (tmp_path / "own").read_text()): os.kill(int(pid), signal.SIGKILL)
+    said = [answer("status.sh", job)]
+    while said[-1] == "running" and len(said) < 100:
+        time.sleep(0.1)
+        said.append(answer("status.sh", job))
+    assert said[-1] == end.replace("killed", "failed")
+    assert (tmp_path / ".snakemake" / "submitted" / f"{job}.log").read_text() == "made\n"
+
+
+@pytest.mark.parametrize("profile", ["slurm", "submit"])
+def test_snakemake_reads_the_profile(tool, profile):
+    for package in ("snakemake", "snakemake_executor_plugin_slurm", "snakemake_executor_plugin_cluster_generic"): pytest.importorskip(package)
+    words = ("-n", "--forceall", "--nolock", "runs/learning_smoke/notebooks/term.ipynb", "--config", "scale=smoke")
+    done = tool("snakemake", "--profile", f"profiles/{profile}", *words, timeout=120)
+    assert done.returncode == 0 and "mem_mb=4000" in done.stdout and "runtime=60" in done.stdout, done.stdout[-3000:]
