@@ -17,8 +17,8 @@ SCRIPTS = ROOT / "profiles" / "submit"
 
 def test_every_executor_and_script_that_a_profile_names_is_there():
     extra = " ".join(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["cluster"])
-    assert set(PROFILES) == {"slurm", "kubernetes", "submit"}
-    for profile in PROFILES.values():
+    assert set(PROFILES) == {"default", "slurm", "kubernetes", "submit"} and PROFILES["default"]["rerun-incomplete"]
+    for profile in (profile for name, profile in PROFILES.items() if name != "default"):
         assert f"snakemake-executor-plugin-{profile['executor']}>" in extra
         if "default-storage-provider" in profile: assert f"snakemake-storage-plugin-{profile['default-storage-provider']}>" in extra
         for command in (value for key, value in profile.items() if key.endswith("-cmd")): assert (ROOT / command.split()[-1]).is_file()
