@@ -4,9 +4,11 @@ import dataclasses
 import pytest
 import torch
 
+from hirm import policies
 from hirm.features import COLUMNS, Scaler, features
 from hirm.hedging import ENVIRONMENTS, hedge, map_paths, stack_episodes
 from hirm.policies import POLICIES, Delta, DeltaVega, NoHedge, WhalleyWilmott
+from hirm.risk import cvar
 
 
 def generators(n, start=0):
@@ -117,6 +119,35 @@ def test_every_parameter_reaches_the_loss(kind):
     hedge(policy, episode("medium", 256)).loss.mean().backward()
     for name, p in policy.named_parameters():
         assert (p.grad.abs() > 0).flatten(1).any(1).all(), name
+
+
+def test_the_linear_head_has_two_right_derivatives():
+    head, z = (torch.randn(2, *shape, dtype=torch.float64, generator=generators(1)[0]).requires_grad_() for shape in ((2, 4), (3, 5)))
+    assert torch.autograd.gradcheck(policies._Linear.apply, (head, z)) and torch.autograd.gradgradcheck(policies._Linear.apply, (head, z))
+
+
+@pytest.mark.parametrize("members, tail", [(1, True), (3, True), (3, False)])
+def test_activations_may_be_computed_anew(monkeypatch, members, tail):
+    policy = learned("band", members)
+    batch = stack_episodes([episode("low", 64, members), episode("high", 64, members)], halves=2)
+    policy.scale(Scaler.fit(features(batch)))  # the first layer's bias is made from its weight
+
+    def derivatives():
+        loss = hedge(policy, batch).loss
+        risk = (cvar(loss.flatten(1)) if tail else loss.flatten(1).mean(1)).sum()
+        first = torch.autograd.grad(risk, list(policy.parameters()), create_graph=True)
+        second = torch.autograd.grad(sum((g**2).sum() for g in first), list(policy.parameters()), retain_graph=True)
+        return [*first, *second, *torch.autograd.grad(risk, list(policy.parameters()))]
+
+    plain, calls = derivatives(), []
+    monkeypatch.setattr(policies, "KEPT", 0)
+    monkeypatch.setattr(policies, "PIECE", 2**12)
+    network = policies._network
+    monkeypatch.setattr(policies, "_network", lambda x, *rest: calls.append(x.shape[-1]) or network(x, *rest))
+    for found, wanted in zip(derivatives(), plain, strict=True):
+        assert wanted.abs().max() > 0 and torch.allclose(found, wanted, rtol=1e-9, atol=1e-12)
+    n = batch.payoff[0].numel() * 60
+    assert 2 * n < sum(calls) <= (2.5 if tail and members == 1 else 4) * n  # forth; back, to differentiate again; back twice where the loss feels it
 
 
 @pytest.mark.parametrize("kind", POLICIES)

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from hirm import policies
 from hirm.frictions import Proportional
 from hirm.hedging import ENVIRONMENTS, Environment, hedge
 from hirm.markets import GBM
@@ -103,6 +104,16 @@ def test_every_penalty_has_a_gradient(tmp_path, method, policy):
         gradients.append(torch.autograd.grad(objective.sum(), list(learner.policy.parameters()), allow_unused=True))
     for (name, _), without, with_penalty in zip(learner.policy.named_parameters(), *gradients):
         assert with_penalty.isfinite().all() and not torch.equal(without, with_penalty), name
+
+
+@pytest.mark.parametrize("method", ["erm", "irm", "hirm", "iga", "fishr"])
+def test_a_batch_too_large_to_keep_trains_alike(tmp_path, monkeypatch, method):
+    options = config(tmp_path, method=method, n_seeds=2, n_paths=64, pretrain=2, ramp=1)
+    kept = steps(options, 4)
+    monkeypatch.setattr(policies, "KEPT", 0)
+    anew = steps(options, 4)
+    for name, parameter in weights(kept).items():
+        assert torch.allclose(weights(anew)[name], parameter, atol=2e-5), name
 
 
 @pytest.mark.parametrize("method", ["hirm", "fishr"])
