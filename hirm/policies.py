@@ -62,9 +62,9 @@ class DeltaVega:
                              "give the environment instruments=('spot', 'variance_swap')")
         return join_instruments(list(model_hedge(self.market, episode.call, episode.paths)))
 
-# %% ../nbs/07_policies.ipynb #7fe38097
+# %% ../nbs/07_policies.ipynb #c68cdc4f
 PIECE = 2**17  # activations of a layer that are computed at a time: few enough to stay in the cache
-KEPT = 160_000_000  # activations kept for the gradient, 640 MB: ten members on four environments at laptop scale stay below
+KEPT = 160_000_000  # activations kept for the gradient, 640 MB
 
 
 class _Stack(torch.autograd.Function):
@@ -117,6 +117,16 @@ def _network(x, bias1, weight1, bias2, weight2, head):
     return _Linear.apply(head, _hidden(torch.baddbmm(bias1, weight1, x), bias2, weight2))
 
 
+def _felt(x, grad):
+    "Columns of x (M, F, n) whose outputs have a gradient, and that gradient; each member's own, filled up to the same number."
+    columns = [one.any(0).nonzero()[:, 0] for one in grad != 0]
+    most = max(map(len, columns))
+    index = torch.stack([nn.functional.pad(c, (0, most - len(c))) for c in columns])[:, None]
+    there = torch.stack([torch.arange(most, device=x.device) < len(c) for c in columns])[:, None]
+    pick = lambda t: t.gather(-1, index.expand(-1, t.shape[1], -1))
+    return pick(x), pick(grad) * there
+
+
 class _Recomputed(torch.autograd.Function):
     "The network without its activations: `backward` computes them anew, and only for outputs that the loss feels."
     @staticmethod
@@ -133,8 +143,7 @@ class _Recomputed(torch.autograd.Function):
         x, *parameters = ctx.saved_tensors
         again = torch.is_grad_enabled()  # a gradient that will be differentiated depends on every column
         if not again:
-            felt = (grad != 0).flatten(0, 1).any(0).nonzero()[:, 0]
-            x, grad = x[..., felt], grad[..., felt]
+            x, grad = _felt(x, grad)
         total = [0.0] * len(parameters)
         for piece, ahead in zip(x.split(ctx.size, -1), grad.split(ctx.size, -1)):
             with torch.enable_grad():
@@ -144,7 +153,7 @@ class _Recomputed(torch.autograd.Function):
             total = [t + f for t, f in zip(total, found)]
         return None, None, *total
 
-# %% ../nbs/07_policies.ipynb #36213b52
+# %% ../nbs/07_policies.ipynb #72f23390
 def _uniform(shape, fan_in, generators):
     "PyTorch's default for linear layers, one generator per member: (M, *shape)."
     bound = 1 / math.sqrt(fan_in)
@@ -165,6 +174,7 @@ class _Learned(nn.Module):
         super().__init__()
         n_inputs, n_outputs, members = len(columns) + self.recurrent * n_instruments, self.outputs * n_instruments, len(generators)
         self.columns, self.n_instruments, self.dropout = tuple(columns), n_instruments, None
+        self.lean = False  # set where the loss feels few of the paths, as an exact CVaR does: their activations are then computed anew
         self.weight1 = nn.Parameter(_uniform((width, n_inputs), n_inputs, generators))  # (M, width, n_inputs)
         self.bias1 = nn.Parameter(_uniform((width, 1), n_inputs, generators))
         self.weight2 = nn.Parameter(_uniform((width, width), width, generators))
@@ -232,7 +242,8 @@ class _Learned(nn.Module):
         while size % pieces:
             pieces += 1
         parameters = (*first, self.bias2, self.weight2)
-        if head is None and 2 * len(x) * self.bias2.shape[1] * size > KEPT and all(p.requires_grad for p in parameters) and not x.requires_grad:
+        many = self.lean or 2 * len(x) * self.bias2.shape[1] * size > KEPT
+        if head is None and many and self.head.requires_grad and not x.requires_grad:
             return _Recomputed.apply(size // pieces, x, *parameters, self.head).unflatten(-1, shape)
         copies = (self.head[:, None] if head is None else head.flatten(1, -3)).unbind(1)
         outputs = [_network(piece, *parameters, h)

@@ -310,7 +310,7 @@ def clip_members(
         p.grad.mul_(factor.view(-1, *[1] * (p.dim() - 1)))
     return norm
 
-# %% ../nbs/11_training.ipynb #b0b8b1fd
+# %% ../nbs/11_training.ipynb #0cd68ce3
 class Learner:
     "Members side by side: their policy, their optimiser, and what their method remembers."
     def __init__(self,
@@ -341,6 +341,7 @@ class Learner:
         self.optimizer.param_groups[0]["lr"] = self._rate(step)
         if self.method.dropout:
             self.policy.dropout = (self.method.dropout, [stream(seed, f"dropout:{step}", self.config.device) for seed in self.seeds])
+        self.policy.lean = isinstance(self.risk, CVaR) and (weight is None or not self.method.needs)
         labels = None
         if self.config.permute_labels:
             labels = random_labels(episode, [stream(seed, f"labels:{step}", self.config.device) for seed in self.seeds])
