@@ -18,7 +18,7 @@ from .history import BANDS, CRISES, LAST_TRAINING_DAY, Windows
 from .markets import Heston, Jumps, Paths, SABR
 from .pricing import EuropeanCall, premium
 
-# %% ../nbs/05_hedging.ipynb #e7226233
+# %% ../nbs/05_hedging.ipynb #781ed429
 @dataclass(frozen=True)
 class Episode:
     "One trade on many paths, before anyone hedges it."
@@ -41,6 +41,16 @@ class Episode:
         here = lambda x: x[..., paths, :]
         return replace(self, paths=map_paths(here, self.paths), prices=self.prices[..., paths, :, :], payoff=self.payoff[..., paths],
                        premium=self.premium.expand_as(self.payoff)[..., paths])
+
+    def pick(self,
+        index: Tensor,  # which paths, (…, n_picked); all leading axes of the episode
+    ) -> "Episode":
+        "A choice of paths of its own for each member, environment and half."
+        def rows(x):  # (…, n_paths, n) -> (…, n_picked, n), paths innermost in memory
+            return x.mT.gather(-1, index[..., None, :].expand(*index.shape[:-1], x.shape[-1], -1)).mT
+        prices = join_instruments([rows(self.prices[..., i]) for i in range(self.prices.shape[-1])])
+        return replace(self, paths=map_paths(rows, self.paths), prices=prices, payoff=self.payoff.gather(-1, index),
+                       premium=self.premium.expand_as(self.payoff).gather(-1, index))
 
     def spread(self) -> Tensor:  # (…, n_paths, n_steps+1, n_instruments)
         "Half-spread of a small trade, as a fraction of the price."

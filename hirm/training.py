@@ -310,7 +310,7 @@ def clip_members(
         p.grad.mul_(factor.view(-1, *[1] * (p.dim() - 1)))
     return norm
 
-# %% ../nbs/11_training.ipynb #0cd68ce3
+# %% ../nbs/11_training.ipynb #5afde068
 class Learner:
     "Members side by side: their policy, their optimiser, and what their method remembers."
     def __init__(self,
@@ -340,16 +340,12 @@ class Learner:
             self.optimizer = self._adam()
         self.optimizer.param_groups[0]["lr"] = self._rate(step)
         if self.method.dropout:
-            self.policy.dropout = (self.method.dropout, [stream(seed, f"dropout:{step}", self.config.device) for seed in self.seeds])
-        self.policy.lean = isinstance(self.risk, CVaR) and (weight is None or not self.method.needs)
+            self.policy.drop(self.method.dropout, [stream(seed, f"dropout:{step}", self.config.device) for seed in self.seeds], episode.payoff.shape[1:])
         labels = None
         if self.config.permute_labels:
             labels = random_labels(episode, [stream(seed, f"labels:{step}", self.config.device) for seed in self.seeds])
-        sample = sample_losses(self.policy, self.method, episode, self.units, self.risk, weight is not None, labels)
-        objective = self.method(sample, weight, self.state)
+        sample, objective = self._differentiate(episode, weight, labels)
         self.policy.dropout = None
-        self.optimizer.zero_grad()
-        objective.sum().backward()
         norm = clip_members(list(self.policy.parameters()), self.config.clip)
         if not torch.isfinite(norm).all():
             lost = [seed for seed, fine in zip(self.seeds, torch.isfinite(norm).tolist()) if not fine]
@@ -357,6 +353,29 @@ class Learner:
                                      "the last good checkpoint is in its run folder; lower penalty_weight or learning_rate")
         self.optimizer.step()
         return dict(sample=sample, objective=objective.detach(), weight=weight, norm=norm)
+
+    def _differentiate(self, episode, weight, labels):
+        "Put the gradient of the objective into the parameters; the losses and the objective."
+        asked = (self.policy, self.method, episode, self.units, self.risk, weight is not None, labels)
+        self.optimizer.zero_grad()
+        if not isinstance(self.risk, CVaR) or (weight is not None and self.method.needs):
+            sample = sample_losses(*asked)
+            objective = self.method(sample, weight, self.state)
+            objective.sum().backward()
+            return sample, objective
+        with torch.no_grad():  # an exact tail is all that is felt: look at every path, then hedge that tail again
+            sample = sample_losses(*asked)
+        objective = self.method(replace(sample, loss=sample.loss.requires_grad_()), weight, self.state)
+        (slope,) = torch.autograd.grad(objective.sum(), sample.loss)
+        if labels is not None:
+            slope = torch.zeros_like(slope).scatter(1, labels, slope)
+        slope = (slope / self.units[:, None]).unflatten(-1, (2, -1))
+        felt = slope.abs().topk((slope != 0).sum(-1).max().item(), -1, sorted=False).indices  # (M, E, 2, n_felt)
+        if self.policy.dropout is not None:
+            masks = self.policy.dropout
+            self.policy.dropout = masks.gather(-1, felt[None, :, None, :, :, None].expand(2, -1, masks.shape[2], -1, -1, -1, -1))
+        (hedge(self.policy, episode.pick(felt)).loss * slope.gather(-1, felt)).sum().backward()
+        return sample, objective
 
     def _rate(self, step):
         "Cosine from the full rate to a twentieth of it, or constant."

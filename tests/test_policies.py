@@ -126,30 +126,6 @@ def test_the_linear_head_has_two_right_derivatives():
     assert torch.autograd.gradcheck(policies._Linear.apply, (head, z)) and torch.autograd.gradgradcheck(policies._Linear.apply, (head, z))
 
 
-@pytest.mark.parametrize("members, tail", [(1, True), (3, True), (3, False)])
-def test_activations_may_be_computed_anew(monkeypatch, members, tail):
-    policy = learned("band", members)
-    batch = stack_episodes([episode("low", 64, members), episode("high", 64, members)], halves=2)
-    policy.scale(Scaler.fit(features(batch)))  # the first layer's bias is made from its weight
-
-    def derivatives():
-        loss = hedge(policy, batch).loss
-        risk = (cvar(loss.flatten(1)) if tail else loss.flatten(1).mean(1)).sum()
-        first = torch.autograd.grad(risk, list(policy.parameters()), create_graph=True)
-        second = torch.autograd.grad(sum((g**2).sum() for g in first), list(policy.parameters()), retain_graph=True)
-        return [*first, *second, *torch.autograd.grad(risk, list(policy.parameters()))]
-
-    plain, calls = derivatives(), []
-    monkeypatch.setattr(policies, "KEPT", 0)
-    monkeypatch.setattr(policies, "PIECE", 2**12)
-    network = policies._network
-    monkeypatch.setattr(policies, "_network", lambda x, *rest: calls.append(x.shape[-1]) or network(x, *rest))
-    for found, wanted in zip(derivatives(), plain, strict=True):
-        assert wanted.abs().max() > 0 and torch.allclose(found, wanted, rtol=1e-9, atol=1e-12)
-    n = batch.payoff[0].numel() * 60
-    assert 2 * n < sum(calls) <= (2.5 if tail else 4) * n  # forth; back, to differentiate again; back twice where the loss feels it
-
-
 @pytest.mark.parametrize("kind", POLICIES)
 def test_positions_are_bounded_whatever_the_weights(kind):
     policy = learned(kind)
@@ -238,7 +214,7 @@ def test_learned_policy_trades_a_second_instrument(kind):
 
 def test_a_single_instrument_policy_leaves_no_dropout_behind():
     policy = learned("band")
-    policy.dropout = (0.3, generators(2))
+    policy.drop(0.3, generators(2), episode().payoff.shape[1:])
     assert not torch.equal(policy(episode()), ALL["band"](episode()))
     policy.dropout = None
     assert torch.equal(policy(episode()), ALL["band"](episode()))

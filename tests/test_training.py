@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from hirm import policies
+from hirm import training
 from hirm.frictions import Proportional
 from hirm.hedging import ENVIRONMENTS, Environment, hedge
 from hirm.markets import GBM
@@ -106,25 +106,29 @@ def test_every_penalty_has_a_gradient(tmp_path, method, policy):
         assert with_penalty.isfinite().all() and not torch.equal(without, with_penalty), name
 
 
-@pytest.mark.parametrize("method", ["erm", "vrex", "groupdro", "wcvar", "irm"])
-def test_computing_the_tail_anew_changes_no_more_than_rounding(tmp_path, monkeypatch, method):
-    options = config(tmp_path, method=method, n_seeds=2, n_paths=64, pretrain=2, ramp=1)
-    lean = steps(options, 4)
-    assert lean.policy.lean == (method != "irm")  # irm's smooth weights feel every path
-    monkeypatch.setattr(policies.BandPolicy, "lean", property(lambda self: False, lambda self, value: None), raising=False)
-    full = steps(options, 4)
-    for name, parameter in weights(full).items():
-        assert torch.allclose(weights(lean)[name], parameter, atol=2e-5), name
-
-
-@pytest.mark.parametrize("method", ["erm", "irm", "hirm", "iga", "fishr"])
-def test_a_batch_too_large_to_keep_trains_alike(tmp_path, monkeypatch, method):
-    options = config(tmp_path, method=method, n_seeds=2, n_paths=64, pretrain=2, ramp=1)
-    kept = steps(options, 4)
-    monkeypatch.setattr(policies, "KEPT", 0)
-    anew = steps(options, 4)
-    for name, parameter in weights(kept).items():
-        assert torch.allclose(weights(anew)[name], parameter, atol=2e-5), name
+@pytest.mark.parametrize("policy", ["band", "mlp"])
+@pytest.mark.parametrize("permuted", [False, True])
+@pytest.mark.parametrize("method", ["erm", "erm_pool", "erm_reg", "groupdro", "wcvar", "vrex", "term"])
+def test_the_tail_alone_gives_the_whole_gradient(tmp_path, monkeypatch, method, permuted, policy):
+    options = config(tmp_path, method=method, policy=policy, n_seeds=2, pretrain=0, ramp=0, penalty_weight=0.0 if method == "erm_reg" else 0.5, permute_labels=permuted)
+    learner = Learner(options, options.members())
+    episode = next(batches(learner.environments, learner.seeds, options))
+    labels = random_labels(episode, [torch.Generator().manual_seed(seed) for seed in learner.seeds]) if permuted else None
+    weight, hedged = (learner.weights if learner.weights.any() else None), []
+    monkeypatch.setattr(training, "hedge", lambda policy, e, **options: hedged.append(e.payoff.shape[-1]) or hedge(policy, e, **options))
+    if learner.method.dropout:
+        learner.policy.drop(0.3, [torch.Generator().manual_seed(seed) for seed in learner.seeds], episode.payoff.shape[1:])
+    masks = learner.policy.dropout
+    _, objective = learner._differentiate(episode, weight, labels)
+    found = [p.grad.clone() for p in learner.policy.parameters()]
+    learner.policy.dropout = masks
+    sample = sample_losses(learner.policy, learner.method, episode, learner.units, learner.risk, weight is not None, labels)
+    whole = learner.method(sample, weight, {})
+    learner.optimizer.zero_grad()
+    whole.sum().backward()
+    assert torch.allclose(objective, whole) and hedged[0] == 16 and hedged[1] <= 4  # 5 % of two halves of 16 paths
+    for p, grad in zip(learner.policy.parameters(), found):
+        assert torch.allclose(grad, p.grad, rtol=1e-3, atol=1e-6 * p.grad.abs().max().item() + 1e-9)
 
 
 @pytest.mark.parametrize("method", ["hirm", "fishr"])
