@@ -116,11 +116,9 @@ SHOWN = "low,medium,high,crisis,crisis_jumps,crisis_liquidity,crisis_broken,gfc,
 
 
 def look(page, cell):
-    "Parameters of a look at the trained hedgers of a cell: all paths for the primary one, fewer for the others."
+    "Parameters of a look at the trained hedgers of a cell; for probes and tails fewer paths will do than for the record of each run."
     which = dict(CELLS[list(PHASE1).index(cell)], runs=f"runs/phase1{APART}", out=f"runs/phase1{APART}/{page}/{cell}")
-    if page == "evaluate":
-        which |= dict(environments=SHOWN, n_paths=SHAPE["n_evaluation"] if cell == PRIMARY else SHAPE["n_evaluation"] // 5)
-    return which
+    return which | (dict(environments=SHOWN, n_paths=SHAPE["n_evaluation"] // 5) if page == "evaluate" else {})
 
 
 rule look:
