@@ -316,7 +316,7 @@ def relative_turnover(
     """Return the metrics with each turnover divided by that of ERM with the same seed in the same environment."""
     keys = ["seed", "environment", "probe"]
     erm = frame.loc[frame["method"] == "erm"].set_index(keys)["turnover"]
-    base = erm.reindex(pd.MultiIndex.from_frame(frame[keys])).to_numpy()
+    base = erm[~erm.index.duplicated()].reindex(pd.MultiIndex.from_frame(frame[keys])).to_numpy()  # a sweep has its ERM once a weight
     return frame.assign(turnover_to_erm=frame["turnover"] / base)
 
 

@@ -485,8 +485,9 @@ def companions(
     "ERM beside the method, if it has been run."
     if config.method == "erm":
         return {}
-    runs = records(replace(config, method="erm", penalty_weight=None))
-    return {"erm": load_policy(runs, config.device)} if all(run.done for run in runs) else {}
+    runs = {run.config["seed"]: run for run in records(replace(config, method="erm", penalty_weight=None)) if run.done}
+    seeds = [member.seed for member in config.members()]  # in a sweep, once for every weight
+    return {"erm": load_policy([runs[seed] for seed in seeds], config.device)} if runs.keys() >= set(seeds) else {}
 
 
 def curves(

@@ -6,11 +6,13 @@ import subprocess
 import sys
 import time
 
+import pandas as pd
 import pytest
 import torch
 import yaml
 
 from hirm import training
+from hirm.evaluation import relative_turnover
 from hirm.frictions import Proportional
 from hirm.hedging import ENVIRONMENTS, Environment, hedge
 from hirm.markets import GBM
@@ -251,6 +253,15 @@ def test_companion_is_the_erm_run_with_all_else_equal(tmp_path):
     assert companions(config(tmp_path, method="irm")) == {}
     train(config(tmp_path, method="erm", seed=1))[0].finish({})
     assert companions(config(tmp_path, method="irm")) == {} and set(companions(config(tmp_path, method="irm", seed=1))) == {"erm"}
+
+
+def test_every_member_of_a_sweep_has_its_own_companion(tmp_path):
+    trained = train(config(tmp_path, method="erm", n_seeds=2))
+    for run in trained: run.finish({})
+    beside = companions(config(tmp_path, method="irm", n_seeds=2, penalty_weight=[0.1, 1.0]))["erm"]
+    assert torch.equal(beside.head, torch.stack([load_policy(trained[i]).head[0] for i in (0, 0, 1, 1)]))
+    rows = pd.DataFrame({"method": ["erm"] * 4 + ["irm"] * 4, "seed": [0, 0, 1, 1] * 2, "environment": "low", "probe": "none", "turnover": [2.0, 2, 4, 4, 1, 2, 3, 4]})
+    assert relative_turnover(rows)["turnover_to_erm"].tolist() == [1, 1, 1, 1, 0.5, 1, 0.75, 1]
 
 
 def test_policies_of_different_kinds_are_not_loaded_together(tmp_path):
