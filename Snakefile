@@ -4,6 +4,7 @@
     snakemake -c2 phase1        the runs of Phase 1, their tables, and the book
     snakemake -c2 phase1 -n     what would be run
     snakemake -c2 phase1 --config seeds=11      one seed more, and nothing else
+    snakemake -c2 phase1 --config policies=band      half of the cells, the primary one among them
     snakemake -c1 phase1 --config scale=paper device=cuda      the protocol of record, kept apart
 
 Interrupted, the same command goes on: papermill's job resumes from its last checkpoint, and a finished run is not run twice.
@@ -44,7 +45,7 @@ def named(jobs):
 
 
 # Phase 1: every method in each of four cells, ERM last, so that no job judges it once more beside its own method.
-CELLS = [dict(policy=policy, realized_vol=seen) for policy, seen in product(("band", "mlp"), (True, False))]
+CELLS = [dict(policy=policy, realized_vol=seen) for policy, seen in product(config.get("policies", "band,mlp").split(","), (True, False))]
 FAMILY = (*CRITERIA.methods, CRITERIA.baseline)
 cell_name = lambda cell: f"{cell['policy']}-{'seeing' if cell['realized_vol'] else 'blind'}"
 PHASE1 = {cell_name(cell): named((f"{cell_name(cell)}-{method}", job("phase1", method, **cell, **batch)) for method in FAMILY for batch in batches(SEEDS))
@@ -52,6 +53,7 @@ PHASE1 = {cell_name(cell): named((f"{cell_name(cell)}-{method}", job("phase1", m
           for cell in CELLS}
 CONTROLS = named([("erm_again", job("phase1_controls", "erm", seed=1000, n_seeds=FEW))]
                  + [(f"{method}_permuted", job("phase1_controls", method, permute_labels=True, seed=0, n_seeds=FEW)) for method in (*PERMUTED, CRITERIA.baseline)])
+CONTROLS |= named(("erm_early", job("phase1_controls", "erm", pretrain=0, ramp=0, **batch)) for batch in batches(SEEDS))  # every check a candidate
 WEIGHTS = named((f"{method}-weights", job("phase1_weights", method, seed=0, n_seeds=3, penalty_weight=[METHODS[method].weight * times for times in (0.1, 10.0, 100.0)]))
                 for method in ("irm", "hirm", "vrex"))
 
@@ -163,7 +165,7 @@ rule learning_results:
         shape = ["n_paths", "learning_rate", "cpu_seconds_per_update"]
         logs = [log[log["role"] == "validate"].assign(job=name, **{k: {**run.config, **run.metadata}[k] for k in shape})
                 for name, asked in LEARNING.items() for run in records(as_config(asked)) for log in [curves([run])]]
-        publish(f"book/results/learning{APART}", {"metrics": metrics, "validation": pd.concat(logs).round(8)}, runs, "snakemake -c2 learning")
+        publish(f"book/results/learning{APART}", {"metrics": metrics, "validation": pd.concat(logs).round(8)}, runs, f"snakemake -c2 learning{f' --config scale={SCALE}' if APART else ''}")
 
 
 rule phase1_results:
@@ -185,7 +187,7 @@ rule phase1_results:
             probes=probes[probes["environment"] == CRITERIA.environment].drop(columns=["member", "cvar99_se", "sharpe", "sortino"]),
             tails=seen("evaluate", "tails", PRIMARY).query("environment == @CRITERIA.environment and probe == 'none'").drop(columns=["member", "role", "selection", "probe"]),
             environments=seen("diagnose", "environments", *PHASE1), stability=seen("diagnose", "stability", *PHASE1), sensitivity=seen("diagnose", "sensitivity", *PHASE1).query("environment in ['low', @CRITERIA.environment]")),
-            sum(runs, []), "snakemake -c2 phase1")
+            sum(runs, []), " ".join(["snakemake -c2 phase1", *(["--config"] if config else []), *(f"{name}={value}" for name, value in config.items())]))
 
 
 rule book:
