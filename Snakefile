@@ -176,7 +176,8 @@ rule phase1_results:
         from hirm.runs import publish, published
 
         def seen(page, table, *cells):
-            return pd.concat([published(look(page, cell)["out"], table).assign(**CELLS[list(PHASE1).index(cell)]) for cell in cells]).round(8)
+            found = {cell: published(look(page, cell)["out"], table).rename(columns={"realized_vol": "shown_vol"}) for cell in cells}
+            return pd.concat([frame.assign(**CELLS[list(PHASE1).index(cell)]) for cell, frame in found.items()]).round(8)
 
         frames, runs = zip(*map(judged, ({name: asked for jobs in PHASE1.values() for name, asked in jobs.items()}, CONTROLS, WEIGHTS)))
         metrics, controls, weights = frames
