@@ -211,7 +211,7 @@ METHODS = {method.name: method for method in (
     Method("hirm", hirm, weight=0.1, needs=("head",), min_environments=2),
     Method("hgca", hgca, weight=0.1, needs=("head",), min_environments=2),
     Method("iga", iga, weight=0.1, needs=("head",), min_environments=2),
-    Method("fishr", fishr, weight=0.1, needs=("path_head",), min_environments=2),
+    Method("fishr", fishr, weight=1e-5, needs=("path_head",), min_environments=2),
     Method("term", term, weight=1.0, min_environments=2),
 )}
 
