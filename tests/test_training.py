@@ -144,9 +144,9 @@ def test_faint_paths_do_not_matter_to_a_penalty(tmp_path, method):
     sample = sample_losses(learner.policy, learner.method, episode, learner.units, learner.risk, True)
     whole, ground = learner.method(sample, learner.weights, {}), sample.risk(sample.loss).mean(-1)
     everything, plain = (torch.autograd.grad(x.sum(), list(learner.policy.parameters()), retain_graph=True) for x in (whole, ground))
-    assert torch.allclose(objective, whole, rtol=0.02)
+    assert (objective - whole).abs() < 0.02 * max(whole.abs(), ground)
     for grad, wanted, erm in zip(found, everything, plain):
-        assert (grad - wanted).norm() < 0.02 * max((wanted - erm).norm(), wanted.norm())
+        assert (grad - wanted).norm() < 0.05 * max((wanted - erm).norm(), wanted.norm())
 
 
 @pytest.mark.parametrize("method", ["hirm", "fishr"])
