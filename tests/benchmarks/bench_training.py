@@ -36,8 +36,8 @@ BLACK_SCHOLES = Environment("black_scholes", "train", GBM(0.2), Proportional(1e-
 ENVIRONMENTS["black_scholes"] = BLACK_SCHOLES
 
 
-def ours(n_paths, members=1, width=32, method="erm", environments="black_scholes", n_steps=DATES, fresh=True):
-    "One step of ours, as a function; with `fresh` off it reuses one batch, to see the update alone."
+def ours(n_paths, members=1, width=32, method="erm", environments="black_scholes", n_steps=DATES):
+    "One step of ours, as a function."
     ENVIRONMENTS["black_scholes"] = replace(BLACK_SCHOLES, n_steps=n_steps)
     config = Config(method=method, n_seeds=members, environments=environments, n_paths=n_paths, width=width, updates=10_000,
                     pretrain=0, ramp=0, n_validation=4096)
@@ -45,8 +45,7 @@ def ours(n_paths, members=1, width=32, method="erm", environments="black_scholes
     generators = [torch.Generator().manual_seed(i) for i in range(members)]
     def batch():
         return stack_episodes([e.episode(n_paths, generators) for e in learner.environments.values()], halves=2)
-    kept = None if fresh else batch()
-    step = lambda: learner.update(0, batch() if fresh else kept)
+    step = lambda: learner.update(0, batch())
     step.learner = learner
     return step
 
@@ -118,9 +117,9 @@ def contest():
 
 
 def penalties():
-    "Update of a method divided by ERM's, 2 environments of 1,024 paths."
+    "Step of a method divided by ERM's, 2 environments of 1,024 paths."
     methods = ("erm", "groupdro", "vrex", "irm", "hirm")
-    found = in_turn({m: ours(1024, method=m, environments="low,medium", fresh=False) for m in methods})
+    found = in_turn({m: ours(1024, method=m, environments="low,medium") for m in methods})
     return [dict(table="methods", contender=m, members=1, paths=2048, dates=DATES, seconds=s, ratio=s / found["erm"]) for m, s in found.items()]
 
 
