@@ -22,11 +22,6 @@ class Column(NamedTuple):
     values: Callable[[Episode], Tensor]  # episode -> (…, n_paths, n_steps+1)
 
 
-def _delta(episode):
-    paths = episode.paths
-    return episode.call.delta(paths.spot, paths.tau, paths.iv)
-
-
 def _gamma(episode):
     paths = episode.paths
     before_expiry = slice(None, -1)  # at expiry gamma is a point mass; nobody trades on it
@@ -35,7 +30,7 @@ def _gamma(episode):
 
 
 COLUMNS = {c.name: c for c in [
-    Column("delta", "structural", _delta),
+    Column("delta", "structural", lambda e: e.delta),
     Column("gamma", "structural", _gamma),
     Column("tau", "structural", lambda e: e.paths.tau.expand_as(e.paths.spot)),
     Column("realized_vol", "regime", lambda e: e.paths.realized_vol()),

@@ -8,6 +8,7 @@ __all__ = ['ENVIRONMENTS', 'Episode', 'map_paths', 'stack_episodes', 'join_instr
 
 # %% ../nbs/05_hedging.ipynb #185bad13
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Callable
 
 import torch
@@ -29,6 +30,16 @@ class Episode:
     friction: Any  # cost kernel; a tuple of kernels when axis 1 is the environment
     call: EuropeanCall = EuropeanCall()  # the liability: one call, sold
     probe: dict[str, Callable] = field(default_factory=dict)  # feature name -> function that distorts the column (no retraining)
+
+    @cached_property
+    def delta(self) -> Tensor:  # (…, n_paths, n_steps+1)
+        "Black-Scholes delta of the liability at the quoted vol, the same for all who ask."
+        return self.call.delta(self.paths.spot, self.paths.tau, self.paths.iv)
+
+    @cached_property
+    def value(self) -> Tensor:  # (…, n_paths, n_steps+1), in units of S_0
+        "Black-Scholes price of the liability at the quoted vol, the same for all who ask."
+        return self.call.price(self.paths.spot, self.paths.tau, self.paths.iv)
 
     def costs(self,
         trades: Tensor,  # signed trades, (…, n_paths, n_steps+1, n_instruments)
@@ -133,9 +144,8 @@ class Ledger:
 
     def daily_pnl(self) -> Tensor:  # (…, n_paths, n_steps+1), in units of S_0
         "P&L of each date, the option marked to its implied vol; the sum over dates is `pnl`."
-        e, paths = self.episode, self.episode.paths
-        value = e.call.price(paths.spot, paths.tau, paths.iv)
-        owed = torch.cat([value[..., :-1], e.payoff[..., None]], -1)  # at T the payoff itself
+        e = self.episode
+        owed = torch.cat([e.value[..., :-1], e.payoff[..., None]], -1)  # at T the payoff itself
         sale = (e.premium.expand_as(e.payoff) - owed[..., 0])[..., None]
         held = (self.positions * e.prices.diff(dim=-2)).sum(-1)
         return torch.cat([sale.expand(*held.shape[:-1], 1), held - owed.diff(dim=-1)], -1) - self.costs

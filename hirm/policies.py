@@ -28,8 +28,7 @@ class NoHedge:
 class Delta:
     "Hold the Black-Scholes delta of the quoted vol in the spot, nothing else."
     def __call__(self, episode: Episode) -> Tensor:  # (…, n_paths, n_steps, n_instruments)
-        paths = episode.paths
-        delta = episode.call.delta(paths.spot, paths.tau, paths.iv)[..., :-1]
+        delta = episode.delta[..., :-1]
         rest = [torch.zeros_like(delta)] * (episode.prices.shape[-1] - 1)
         return join_instruments([delta, *rest])
 
@@ -90,12 +89,17 @@ class _Outer(torch.autograd.Function):
         return torch.bmm(outer, z), torch.bmm(outer.mT, grad)
 
 
+def _linear(head, z):
+    "A head (M, O, width+1) on a representation (M, width, n)."
+    return torch.baddbmm(head[..., -1:], head[..., :-1], z)
+
+
 class _Linear(torch.autograd.Function):
-    "A head (M, O, width+1) on a representation (M, width, n), with second derivatives that are as fast as the first."
+    "The same, with second derivatives that are as fast as the first."
     @staticmethod
     def forward(ctx, head, z):
         ctx.save_for_backward(head, z)
-        return torch.baddbmm(head[..., -1:], head[..., :-1], z)
+        return _linear(head, z)
 
     @staticmethod
     def backward(ctx, grad):
@@ -118,7 +122,8 @@ def _hidden(first, bias, weight, masks=None):
 
 def _network(x, bias1, weight1, bias2, weight2, head, masks=None):
     "What the head says of features, (M, F, n) -> (M, O, n)."
-    return _Linear.apply(head, _hidden(torch.baddbmm(bias1, weight1, x), bias2, weight2, masks))
+    linear = _Linear.apply if torch.is_grad_enabled() else _linear
+    return linear(head, _hidden(torch.baddbmm(bias1, weight1, x), bias2, weight2, masks))
 
 # %% ../nbs/07_policies.ipynb #c6ca92ab
 def _uniform(shape, fan_in, generators):
@@ -211,7 +216,8 @@ class _Learned(nn.Module):
         masks = [None] * groups if self.dropout is None else self.dropout.reshape(*self.dropout.shape[:3], groups, 1, -1).unbind(3)
         outputs = [_network(piece, *parameters, copies[group * heads // groups], masks[group])
                    for group, part in enumerate(x.unflatten(-1, (groups, n_steps // dates, -1)).unbind(2)) for piece in part.unbind(2)]
-        return _Stack.apply(*outputs).flatten(2).unflatten(-1, shape)
+        stacked = _Stack.apply(*outputs) if torch.is_grad_enabled() else torch.stack(outputs, -2)
+        return stacked.flatten(2).unflatten(-1, shape)
 
     def drop(self,
         rate: float,  # share of the units that rest

@@ -224,9 +224,18 @@ def bank(
 
 
 @torch.no_grad()
-def bank_loss(policy, episodes: list[Episode]) -> Tensor:  # (M, n_paths), in units of S_0
+def bank_loss(
+    policy,
+    episodes: list[Episode],
+    piece: int = 1024,  # paths hedged at a time on a CPU: few enough to stay in the cache
+) -> Tensor:  # (M, n_paths), in units of S_0
     "Losses of a policy over a bank."
-    return torch.cat([hedge(policy, episode).loss for episode in episodes], -1)
+    def pieces(episode):
+        n_paths = episode.payoff.shape[-1]
+        size = piece if episode.payoff.device.type == "cpu" else n_paths
+        return (episode.take(slice(start, start + size)) for start in range(0, n_paths, size))
+    parts = (part for episode in episodes for part in pieces(episode))
+    return torch.cat([hedge(policy, part).loss for part in parts], -1)
 
 
 def risk_unit(
