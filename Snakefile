@@ -3,7 +3,8 @@
     snakemake -c2 learning      the page that shows what is learnt, and how fast
     snakemake -c2 phase1        the runs of Phase 1, their tables, and the book
     snakemake -c2 phase1 -n     what would be run
-    snakemake -c2 phase1 --config seeds=11      one seed more, and nothing else
+    snakemake -c2 phase1 --config seeds=11      one seed more in every secondary cell, and nothing else
+    snakemake -c2 phase1 --config primary_seeds=10      an interim look at the primary cell
     snakemake -c2 phase1 --config policies=band      half of the cells, the primary one among them
     snakemake -c1 phase1 --config scale=paper device=cuda      the protocol of record, kept apart
 
@@ -18,7 +19,8 @@ from hirm.stats import CRITERIA, PERMUTED
 from hirm.training import SCALES
 
 SCALE = config.get("scale", "laptop")
-SEEDS = int(config.get("seeds", 10))  # of Phase 1
+SEEDS = int(config.get("seeds", 10))  # of a cell of Phase 1
+PRIMARY_SEEDS = int(config.get("primary_seeds", SEEDS if SCALE == "smoke" else max(SEEDS, CRITERIA.seeds)))  # of the cell that carries the claims
 FEW = min(SEEDS, 5)  # seeds of what is shown beside it, and seeds that train side by side
 SHAPE = SCALES[SCALE]
 APART = "" if SCALE == "laptop" else f"_{SCALE}"  # other scales keep their runs and results to themselves
@@ -48,7 +50,9 @@ def named(jobs):
 CELLS = [dict(policy=policy, realized_vol=seen) for policy, seen in product(config.get("policies", "band,mlp").split(","), (True, False))]
 FAMILY = (*CRITERIA.methods, CRITERIA.baseline)
 cell_name = lambda cell: f"{cell['policy']}-{'seeing' if cell['realized_vol'] else 'blind'}"
-PHASE1 = {cell_name(cell): named((f"{cell_name(cell)}-{method}", job("phase1", method, **cell, **batch)) for method in FAMILY for batch in batches(SEEDS))
+PRIMARY = cell_name(CELLS[0])
+ALL_SEEDS = {cell_name(cell): [*batches(SEEDS), *(batches(PRIMARY_SEEDS - SEEDS, SEEDS) if cell is CELLS[0] else [])] for cell in CELLS}
+PHASE1 = {cell_name(cell): named((f"{cell_name(cell)}-{method}", job("phase1", method, **cell, **batch)) for method in FAMILY for batch in ALL_SEEDS[cell_name(cell)])
                            | named([(f"{cell_name(cell)}-oracle", job("phase1", "erm", **cell, seed=0, n_seeds=FEW, environments=ALL_FOUR))])
           for cell in CELLS}
 CONTROLS = named([("erm_again", job("phase1_controls", "erm", seed=1000, n_seeds=FEW))]
@@ -73,7 +77,7 @@ LEARNING |= {f"{n_paths}x{rate}": spent(n_paths, rate) for n_paths in (SHAPE["n_
              for rate in (0.001, 0.003, 0.01)}
 
 JOBS = {f"learning{APART}": LEARNING, f"phase1{APART}": {name: asked for jobs in PHASE1.values() for name, asked in jobs.items()} | CONTROLS | WEIGHTS}
-ORDER = {name: -place for jobs in JOBS.values() for place, name in enumerate(jobs)}
+ORDER = {name: -place - 1000 * (asked.get("seed", 0) in range(SEEDS, PRIMARY_SEEDS)) for jobs in JOBS.values() for place, (name, asked) in enumerate(jobs.items())}
 
 
 def words(asked):
@@ -113,18 +117,17 @@ rule train:
     shell: "papermill {input} {output} {params.words} --no-progress-bar > {log} 2>&1"
 
 
-PRIMARY = cell_name(CELLS[0])
 SHOWN = "low,medium,high,crisis,crisis_jumps,crisis_liquidity,crisis_broken,gfc,volmageddon,covid,bear_2022"
 
 
 def look(page, cell):
-    "Parameters of a look at the trained hedgers of a cell; for probes and tails fewer paths will do than for the record of each run."
-    which = dict(CELLS[list(PHASE1).index(cell)], runs=f"runs/phase1{APART}", out=f"runs/phase1{APART}/{page}/{cell}")
+    "Parameters of a look at the first seeds of a cell; for probes and tails fewer paths will do than for the record of each run."
+    which = dict(CELLS[list(PHASE1).index(cell)], seeds=",".join(map(str, range(SEEDS))), runs=f"runs/phase1{APART}", out=f"runs/phase1{APART}/{page}/{cell}")
     return which | (dict(environments=SHOWN, n_paths=SHAPE["n_evaluation"] // 5) if page == "evaluate" else {})
 
 
 rule look:
-    input: "nbs/{page}.ipynb", lambda wildcards: notebooks("phase1", PHASE1[wildcards.cell])
+    input: "nbs/{page}.ipynb", lambda wildcards: notebooks("phase1", [name for name, asked in PHASE1[wildcards.cell].items() if asked["seed"] < SEEDS])
     output: f"runs/phase1{APART}/notebooks/{{page}}-{{cell}}.ipynb"
     log: f"runs/phase1{APART}/logs/{{page}}-{{cell}}.log"
     params: words=lambda wildcards: words(look(wildcards.page, wildcards.cell))
