@@ -4,7 +4,7 @@
     snakemake -c2 phase1        the runs of Phase 1, their tables, and the book
     snakemake -c2 phase1 -n     what would be run
     snakemake -c2 phase1 --config seeds=11      one seed more in every secondary cell, and nothing else
-    snakemake -c2 phase1 --config primary_seeds=10      an interim look at the primary cell
+    snakemake -c2 phase1 --config primary_seeds=10 control_seeds=5      an interim look at the primary cell
     snakemake -c2 phase1 --config policies=band      half of the cells, the primary one among them
     snakemake -c1 phase1 --config scale=paper device=cuda      the protocol of record, kept apart
 
@@ -21,6 +21,7 @@ from hirm.training import SCALES
 SCALE = config.get("scale", "laptop")
 SEEDS = int(config.get("seeds", 10))  # of a cell of Phase 1
 PRIMARY_SEEDS = int(config.get("primary_seeds", SEEDS if SCALE == "smoke" else max(SEEDS, CRITERIA.seeds)))  # of the cell that carries the claims
+CONTROL_SEEDS = int(config.get("control_seeds", PRIMARY_SEEDS))  # of its controls
 FEW = min(SEEDS, 5)  # seeds of what is shown beside it, and seeds that train side by side
 SHAPE = SCALES[SCALE]
 APART = "" if SCALE == "laptop" else f"_{SCALE}"  # other scales keep their runs and results to themselves
@@ -55,9 +56,10 @@ ALL_SEEDS = {cell_name(cell): [*batches(SEEDS), *(batches(PRIMARY_SEEDS - SEEDS,
 PHASE1 = {cell_name(cell): named((f"{cell_name(cell)}-{method}", job("phase1", method, **cell, **batch)) for method in FAMILY for batch in ALL_SEEDS[cell_name(cell)])
                            | named([(f"{cell_name(cell)}-oracle", job("phase1", "erm", **cell, seed=0, n_seeds=FEW, environments=ALL_FOUR))])
           for cell in CELLS}
-CONTROLS = named([("erm_again", job("phase1_controls", "erm", seed=1000, n_seeds=FEW))]
-                 + [(f"{method}_permuted", job("phase1_controls", method, permute_labels=True, seed=0, n_seeds=FEW)) for method in (*PERMUTED, CRITERIA.baseline)])
-CONTROLS |= named(("erm_early", job("phase1_controls", "erm", pretrain=0, ramp=0, **batch)) for batch in batches(SEEDS))  # every check a candidate
+CONTROLS = named(("erm_again", job("phase1_controls", "erm", **batch)) for batch in batches(CONTROL_SEEDS, 1000))
+CONTROLS |= named((f"{method}_permuted", job("phase1_controls", method, permute_labels=True, **batch)) for method in (*PERMUTED, CRITERIA.baseline)
+                  for batch in batches(CONTROL_SEEDS))
+CONTROLS |= named(("erm_early", job("phase1_controls", "erm", pretrain=0, ramp=0, **batch)) for batch in batches(CONTROL_SEEDS))  # every check a candidate
 WEIGHTS = named((f"{method}-weights", job("phase1_weights", method, seed=0, n_seeds=3, penalty_weight=[METHODS[method].weight * times for times in (0.1, 10.0, 100.0)]))
                 for method in ("irm", "hirm", "vrex"))
 
@@ -77,7 +79,14 @@ LEARNING |= {f"{n_paths}x{rate}": spent(n_paths, rate) for n_paths in (SHAPE["n_
              for rate in (0.001, 0.003, 0.01)}
 
 JOBS = {f"learning{APART}": LEARNING, f"phase1{APART}": {name: asked for jobs in PHASE1.values() for name, asked in jobs.items()} | CONTROLS | WEIGHTS}
-ORDER = {name: -place - 1000 * (asked.get("seed", 0) in range(SEEDS, PRIMARY_SEEDS)) for jobs in JOBS.values() for place, (name, asked) in enumerate(jobs.items())}
+
+
+def later(name, seed):
+    "The first seeds of everything come first, then the rest of the primary cell, then the rest of its controls."
+    return (2 if seed % 1000 >= FEW else 0) if name in CONTROLS else int(seed >= SEEDS)
+
+
+ORDER = {name: -place - 1000 * later(name, asked.get("seed", 0)) for jobs in JOBS.values() for place, (name, asked) in enumerate(jobs.items())}
 
 
 def words(asked):
