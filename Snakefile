@@ -204,6 +204,6 @@ rule phase1_results:
 
 
 rule book:
-    input: results("phase1"), pages=["book/phase1.ipynb", "book/learning.ipynb"]
+    input: results("phase1"), pages=["book/phase1.ipynb", "book/learning.ipynb", "nbs/index.ipynb"]
     output: "book/_build/html/index.html"
-    shell: "jupyter execute --inplace {input.pages} && for page in {input.pages}; do nbdev_clean --fname $page; done && jupyter-book build book -W --keep-going"
+    shell: "jupyter execute --inplace {input.pages} && for page in {input.pages}; do nbdev_clean --fname $page; done && python book/_ext/readme.py && jupyter-book build book -W --keep-going"

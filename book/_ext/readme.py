@@ -24,14 +24,15 @@ def pieces(cell, figures):
             figures.append(base64.b64decode("".join(data["image/png"])))
             yield f"![{cell['metadata'].get('alt', 'figure')}](book/figures/index-{len(figures)}.png)"
         elif "text/markdown" in data: yield "".join(data["text/markdown"])
-        else: yield f"```\n{''.join(output.get('text', data.get('text/plain', ''))).strip()}\n```"
+        else: yield f"```\n{''.join(output.get('text', data.get('text/plain', ''))).strip(chr(10))}\n```"
 
 
 def readme(root=ROOT):  # folder of the project
     "The README's text, and its figures as PNG bytes."
     notebook, figures = readable(json.loads((root / "nbs" / "index.ipynb").read_text(encoding="utf-8"))), []
     text = "\n\n".join(piece for cell in notebook["cells"] for piece in pieces(cell, figures))
-    text = re.sub(r"\]\((?!\w+:|#|book/)(?:\.\./)?([^)]*)\)", lambda link: f"]({'nbs/' if link[1].endswith('.ipynb') else ''}{link[1]})", text)
+    home = lambda page: next((folder for folder in ("", "nbs/", "book/") if (root / folder / page).exists()), "")
+    text = re.sub(r"\]\((?!\w+:|#|book/)(?:\.\./)?([^)]*)\)", lambda link: f"]({home(link[1])}{link[1]})", text)
     return f"<!-- made from nbs/index.ipynb by book/_ext/readme.py -->\n\n{text.strip()}\n", figures
 
 
