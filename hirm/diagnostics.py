@@ -418,7 +418,7 @@ class Panel:
 def _refuse_mixture(records: list[Checkpoints]) -> None:
     """Refuse runs that differ in more than method, seed and penalty weight, or come from different commits."""
     kept = [({k: v for k, v in asdict(Config(**record.config)).items() if k not in ("method", "seed", "penalty_weight")}
-             | {"commit": record.metadata["commit"], "selection rule": record.manifest()["rule"]}, record) for record in records]
+             | {"commit": ", ".join(record.commits), "selection rule": record.manifest()["rule"]}, record) for record in records]
     for (facts, record), (first, other) in ((one, kept[0]) for one in kept):
         for name in facts:
             if facts[name] != first[name]:

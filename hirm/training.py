@@ -343,7 +343,7 @@ class Learner:
         self.policy = initial_policy(config, self.seeds)
         self.policy.scale(Scaler.fit(torch.cat([features(bank(e, 4096, "scaler", device=device)[0], config.columns)
                                                 for e in self.environments.values()], 1)))
-        self.initial = [p.detach().clone() for p in self.policy.parameters()]
+        self.initial, self.lost = [p.detach().clone() for p in self.policy.parameters()], []
         self.optimizer, self.state = self._adam(), {}
 
     def _adam(self):
@@ -365,8 +365,8 @@ class Learner:
         self.policy.dropout = None
         norm = clip_members(list(self.policy.parameters()), self.config.clip)
         if not torch.isfinite(norm).all():
-            lost = [seed for seed, fine in zip(self.seeds, torch.isfinite(norm).tolist()) if not fine]
-            raise FloatingPointError(f"training diverged at update {step}: the gradient of seed {lost[0]} is not finite; "
+            self.lost = [member for member, fine in enumerate(torch.isfinite(norm).tolist()) if not fine]
+            raise FloatingPointError(f"training diverged at update {step}: the gradient of seed {self.seeds[self.lost[0]]} is not finite; "
                                      "the last good checkpoint is in its run folder; lower penalty_weight or learning_rate")
         self.optimizer.step()
         return dict(sample=sample, objective=objective.detach(), weight=weight, norm=norm)
@@ -473,14 +473,23 @@ def train(
 ) -> list[Run]:  # one per seed and penalty weight, in order; trained, not yet evaluated
     "Train every member that is not done, from where it stopped; a killed run ends with the numbers of an uninterrupted one."
     check_writable(config.runs)
-    runs, waiting = records(config), []
-    for member, run in zip(config.members(), runs):
-        if again or not run.done:
-            waiting.append((run.start(asdict(member), device=config.device).resume(), member, run))
+    runs = records(config)
+    members = [(member, run) for member, run in zip(config.members(), runs) if again or not run.done]
+    states = [{0: None} if run.done else run.states() for _, run in members]  # refuses foreign ones before anything is written
+    shared = min(map(max, states), default=0)  # a kill may fall between two members' states
+    waiting = [(run.start(asdict(member), _command(config), config.device).resume(shared if shared in kept else None), member, run)
+               for (member, run), kept in zip(members, states)]
     for step, group in groupby(sorted(waiting, key=lambda w: w[0][0]), key=lambda w: w[0][0]):
         kept, some, folders = zip(*group)
         _train_together(config, list(some), list(folders), step, [k[1] for k in kept])
     return runs
+
+
+def _command(config):
+    "What repeats a run to the last bit: the same members side by side."
+    beside = f" -p seed {config.seed} -p n_seeds {config.n_seeds}" if config.n_seeds > 1 else ""
+    swept = f" -y 'penalty_weight: {config.weights}'" if len(config.weights) > 1 else ""
+    return f"papermill nbs/train.ipynb -f config.yaml{beside}{swept}"
 
 
 def _train_together(config, members, runs, start, kept):
@@ -493,7 +502,12 @@ def _train_together(config, members, runs, start, kept):
     log_every, spent = max(1, config.updates // 100), 0.0
     for step in progress(range(start, config.updates), desc=f"{config.method} × {len(runs)}", initial=start, total=config.updates):
         began = time.process_time()
-        seen = learner.update(step, next(episodes))
+        try:
+            seen = learner.update(step, next(episodes))
+        except FloatingPointError:
+            for i in learner.lost:
+                runs[i].annotate(diverged=step)
+            raise
         spent, score = spent + time.process_time() - began, None
         if (step + 1) % config.validate_every == 0 or step + 1 == config.updates:
             score = config.risk(bank_loss(learner.policy, judged)).tolist()

@@ -1,6 +1,7 @@
 """The experiments as a user starts them: plain papermill lines, from training to the tables of the judgement."""
 import json
 import re
+import shlex
 import shutil
 
 import nbformat
@@ -87,6 +88,18 @@ def test_the_recorded_config_repeats_the_run(runs, launch, tmp_path):
     assert (again.folder / "final_metrics.json").read_bytes() == (first.folder / "final_metrics.json").read_bytes()
     assert (again.folder / "metrics.jsonl").read_bytes() == (first.folder / "metrics.jsonl").read_bytes()
     assert nbformat.read(tmp_path / "out.ipynb", 4).cells
+
+
+def test_the_recorded_command_repeats_members_that_trained_together(runs, launch, tmp_path):
+    first = Record(next(runs.glob("erm-s1-*")))
+    command = shlex.split(first.metadata["command"])
+    assert command[:4] == ["papermill", "nbs/train.ipynb", "-f", "config.yaml"] and command[4:] == ["-p", "seed", "0", "-p", "n_seeds", "2"]
+    assert (first.folder / "config.yaml").read_text().startswith(f"# {first.metadata['command']}\n")
+    done = launch("train", str(tmp_path / "out.ipynb"), "-f", str(first.folder / "config.yaml"), *command[4:], "-p", "runs", str(tmp_path / "again"))
+    assert done.returncode == 0, done.stdout[-3000:]
+    for seed in (0, 1):
+        before, after = (next(folder.glob(f"erm-s{seed}-*")) for folder in (runs, tmp_path / "again"))
+        assert before.name == after.name and all((before / name).read_bytes() == (after / name).read_bytes() for name in ("final_metrics.json", "metrics.jsonl"))
 
 
 def test_evaluation_leaves_its_tables(runs, evaluated):

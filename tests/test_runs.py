@@ -253,3 +253,70 @@ def test_runs_of_different_commits_make_no_result(tmp_path):
         made.append(run)
     with pytest.raises(ValueError, match="one commit, got 111111111111, 222222222222"):
         rooms.publish(tmp_path / "book", {}, made, "make")
+
+
+def test_a_run_that_another_commit_continued_makes_no_result(tmp_path):
+    run = Run.of(tmp_path / "runs", CONFIG).start(CONFIG)
+    (run.folder / "metadata.json").write_text(json.dumps({**run.metadata, "commit": "1" * 40, "dirty": True}))
+    run = Run.of(tmp_path / "runs", CONFIG).start(CONFIG)
+    run.resume()
+    run.finish({})
+    assert run.dirty and run.commits == [str(provenance()["commit"])[:12], "1" * 12]
+    with pytest.raises(ValueError, match="expected runs of one commit, got 111111111111, "):
+        rooms.publish(tmp_path / "book", {}, [run], "make")
+
+
+def test_provenance_tells_the_wall_time_once(tmp_path):
+    made = []
+    for seed in (0, 1):
+        run = Run.of(tmp_path / "runs", {**CONFIG, "seed": seed}).start({**CONFIG, "seed": seed})
+        run.resume()
+        (run.folder / "metadata.json").write_text(json.dumps({**run.metadata, "started": "2026-01-01T00:00:00Z"}))
+        run.finish({})
+        os.utime(run.folder / "final_metrics.json", (1767225600 + 60 * (1 + seed),) * 2)
+        made.append(run)
+    book = rooms.publish(tmp_path / "book", {}, made, "make")
+    assert json.loads((book / "provenance.json").read_text())["wall_seconds"] == 120
+
+
+# --- foreign and former states
+
+def test_a_checkpoint_of_another_run_is_refused_and_nothing_is_written(tmp_path):
+    one, other = (Run.of(tmp_path, {**CONFIG, "alpha": alpha}).start({**CONFIG, "alpha": alpha}) for alpha in (0.9, 0.95))
+    for run in (one, other):
+        run.resume()
+        run.save_checkpoint(1, {"w": torch.tensor([run.config["alpha"]])}, 1.0, "rule")
+        run.save_state(1, {"w": torch.tensor([run.config["alpha"]])})
+    for file in ("step-0000001.safetensors", "last.safetensors"):
+        (one.folder / "checkpoints" / file).write_bytes((other.folder / "checkpoints" / file).read_bytes())
+    with pytest.raises(ValueError, match=f"expected one of run {one.folder.name}, got one of {other.folder.name}; put its own"):
+        one.best()
+    before = (one.folder / "metadata.json").read_bytes()
+    with pytest.raises(ValueError, match="checkpoint last.safetensors: expected one of run"):
+        Run.of(tmp_path, one.config).start(one.config)
+    assert (one.folder / "metadata.json").read_bytes() == before
+
+
+def test_a_run_goes_back_to_the_state_before_the_last(tmp_path):
+    run = Run.of(tmp_path, CONFIG).start(CONFIG)
+    run.resume()
+    assert run.states() == {0: None}
+    for step in (1, 2, 3):
+        run.log(step=step)
+        run.save_checkpoint(step, {"w": torch.tensor([step])}, float(step), "rule")
+        run.save_state(step, {"w": torch.tensor([step])})
+    assert sorted(run.states()) == [2, 3]
+    run = Run.of(tmp_path, CONFIG).start(CONFIG)
+    assert run.resume(2)[1]["w"].item() == 2 and run.metrics()["step"].tolist() == [1, 2]
+    assert [kept["step"] for kept in run.manifest()["checkpoints"]] == [1, 2] and sorted(run.states()) == [0, 2]
+    run.save_state(3, {"w": torch.tensor([3])})
+    assert sorted(run.states()) == [2, 3]
+
+
+def test_a_diverged_run_is_named_as_such(tmp_path):
+    run = Run.of(tmp_path, CONFIG).start(CONFIG)
+    run.annotate(diverged=7)
+    with pytest.raises(FileNotFoundError, match=r"missing: irm-s3 \(diverged at update 7\)"):
+        collect(tmp_path, ["irm"], [CONFIG["seed"]])
+    with pytest.raises(ValueError, match="got diverged at update 7 irm-s"):
+        rooms.publish(tmp_path / "book", {}, [run], "make")

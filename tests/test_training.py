@@ -19,8 +19,9 @@ from hirm.markets import GBM
 from hirm.objectives import METHODS
 from hirm.policies import Delta
 from hirm.risk import cvar, entropic
+from hirm.runs import Run
 from hirm.training import (SCALES, Config, Learner, as_config, bank, bank_loss, batches, clip_members, companions, curves, judged_environments,
-                           load_policy, random_labels, risk_unit, sample_losses, train, training_environments)
+                           load_policy, random_labels, records, risk_unit, sample_losses, train, training_environments)
 
 SMALL = dict(method="erm", scale="smoke", environments="low,medium", n_paths=32, n_validation=200)
 
@@ -244,6 +245,41 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, method, n_seeds):
     for a, b in zip(whole, again):
         assert log(a) == log(b) and a.manifest() == b.manifest()
         assert all(torch.equal(x, y) for x, y in zip(a.best()[0].values(), b.best()[0].values()))
+
+
+def test_a_kill_between_two_members_states_changes_nothing(tmp_path, monkeypatch):
+    options = {**SMALL, "method": "groupdro", "n_seeds": 2, "updates": 40, "pretrain": 5, "ramp": 5, "validate_every": 10}
+    whole = train(Config(**options, runs=str(tmp_path / "whole")))
+    keep = Run.save_state
+
+    def killed(run, step, tensors):
+        if step == 30 and "-s1-" in run.folder.name:
+            raise KeyboardInterrupt
+        keep(run, step, tensors)
+    monkeypatch.setattr(Run, "save_state", killed)
+    cut = Config(**options, runs=str(tmp_path / "killed"))
+    with pytest.raises(KeyboardInterrupt):
+        train(cut)
+    assert [max(run.states()) for run in map(Run, (run.folder for run in records(cut)))] == [30, 20]
+    monkeypatch.undo()
+    for a, b in zip(whole, train(cut)):
+        assert log(a) == log(b) and a.manifest() == b.manifest()
+        assert all(torch.equal(x, y) for x, y in zip(a.best()[0].values(), b.best()[0].values()))
+
+
+def test_divergence_is_written_into_the_record(tmp_path, monkeypatch):
+    update = Learner.update
+
+    def poisoned(self, step, episode):
+        if step == 3:
+            with torch.no_grad():
+                self.policy.weight1[1, 0, 0] = float("nan")
+        return update(self, step, episode)
+    monkeypatch.setattr(Learner, "update", poisoned)
+    options = config(tmp_path, n_seeds=2)
+    with pytest.raises(FloatingPointError, match="update 3: the gradient of seed 1"):
+        train(options)
+    assert [Run(run.folder).state for run in records(options)] == ["unfinished", "diverged at update 3"]
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path):
