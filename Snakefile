@@ -12,7 +12,6 @@ Interrupted, the same command goes on: papermill's job resumes from its last che
 On a cluster the same file runs through one of Snakemake's executors, see CONTRIBUTING.
 """
 import json
-from itertools import product
 
 from hirm.objectives import METHODS
 from hirm.stats import CRITERIA, PERMUTED
@@ -48,12 +47,11 @@ def named(jobs):
 
 
 # Phase 1: every method in each of four cells, ERM last, so that no job judges it once more beside its own method.
-CELLS = [dict(policy=policy, realized_vol=seen) for policy, seen in product(config.get("policies", "band,mlp").split(","), (True, False))]
+CELLS = [dict(policy=policy, realized_vol=seen) for policy in ("band", "mlp") if policy in config.get("policies", "band,mlp").split(",") for seen in (True, False)]
 FAMILY = (*CRITERIA.methods, CRITERIA.baseline)
 cell_name = lambda cell: f"{cell['policy']}-{'seeing' if cell['realized_vol'] else 'blind'}"
-PRIMARY = cell_name(CELLS[0])
-ALL_SEEDS = {cell_name(cell): [*batches(SEEDS), *(batches(PRIMARY_SEEDS - SEEDS, SEEDS) if cell is CELLS[0] else [])] for cell in CELLS}
-PHASE1 = {cell_name(cell): named((f"{cell_name(cell)}-{method}", job("phase1", method, **cell, **batch)) for method in FAMILY for batch in ALL_SEEDS[cell_name(cell)])
+PRIMARY = "band-seeing"
+PHASE1 = {cell_name(cell): named((f"{cell_name(cell)}-{method}", job("phase1", method, **cell, **batch)) for method in FAMILY for batch in batches(PRIMARY_SEEDS if cell_name(cell) == PRIMARY else SEEDS))
                            | named([(f"{cell_name(cell)}-oracle", job("phase1", "erm", **cell, seed=0, n_seeds=FEW, environments=ALL_FOUR))])
           for cell in CELLS}
 CONTROLS = named(("erm_again", job("phase1_controls", "erm", **batch)) for batch in batches(CONTROL_SEEDS, 1000))
@@ -77,6 +75,10 @@ def spent(n_paths, rate):
 
 LEARNING |= {f"{n_paths}x{rate}": spent(n_paths, rate) for n_paths in (SHAPE["n_paths"] // 4, SHAPE["n_paths"], 4 * SHAPE["n_paths"])
              for rate in (0.001, 0.003, 0.01)}
+
+# One ingredient of the recipe taken away at a time.
+WITHOUT = {"few_paths": dict(n_paths=SHAPE["n_paths"] // 4), "raw_units": dict(risk_unit="spot"), "at_once": dict(pretrain=0, ramp=0), "sharp_tail": dict(smoothing=0.01)}
+LEARNING |= {f"{method}_{name}": job("learning", method, n_seeds=min(FEW, 3), **change) for method in ("irm", "hirm") for name, change in WITHOUT.items()}
 
 JOBS = {f"learning{APART}": LEARNING, f"phase1{APART}": {name: asked for jobs in PHASE1.values() for name, asked in jobs.items()} | CONTROLS | WEIGHTS}
 
@@ -195,11 +197,12 @@ rule phase1_results:
         metrics, controls, weights = frames
         controls.loc[controls["method"] == "erm_again", "seed"] -= 1000  # paired with the first arm as they come
         probes = seen("evaluate", "metrics", *PHASE1)
+        calendar = seen("evaluate", "calendar", PRIMARY).query("probe == 'none'").groupby(["method", "environment", "date"], sort=False)["pnl"].mean().reset_index()
         publish(f"book/results/phase1{APART}", dict(
             metrics=metrics, controls=controls, weights=weights,
             probes=probes[probes["environment"] == CRITERIA.environment].drop(columns=["member", "cvar99_se", "sharpe", "sortino"]),
             tails=seen("evaluate", "tails", PRIMARY).query("environment == @CRITERIA.environment and probe == 'none'").drop(columns=["member", "role", "selection", "probe"]),
-            environments=seen("diagnose", "environments", *PHASE1), stability=seen("diagnose", "stability", *PHASE1), sensitivity=seen("diagnose", "sensitivity", *PHASE1).query("environment in ['low', @CRITERIA.environment]")),
+            calendar=calendar, environments=seen("diagnose", "environments", *PHASE1), stability=seen("diagnose", "stability", *PHASE1), sensitivity=seen("diagnose", "sensitivity", *PHASE1).query("environment in ['low', @CRITERIA.environment]")),
             sum(runs, []), " ".join(["snakemake -c2 phase1", *(["--config"] if config else []), *(f"{name}={value}" for name, value in config.items())]))
 
 
