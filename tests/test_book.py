@@ -109,6 +109,10 @@ def test_page(page, url, name):
     assert page.locator("mjx-container").count() == page.locator("article .math").count()
     broken = page.eval_on_selector_all("img", "all => all.filter(one => !one.naturalWidth).map(one => one.src)")
     assert broken == []
+    page.evaluate("document.documentElement.dataset.theme = 'dark'")
+    brightness = lambda what, where: page.evaluate("""([what, where]) => [...document.querySelectorAll(where)].map(one => getComputedStyle(one)[what])
+        .map(colour => colour.match(/[\\d.]+/g).map(Number)).filter(c => c.length < 4 || c[3] > 0.5).map(c => c[0] + c[1] + c[2])""", [what, where])
+    assert max(brightness("backgroundColor", "body, article, article td, article th, article pre")) < 250 < 400 < min(brightness("color", "article p, article td, article h1"))
 
 
 @needs_browser

@@ -160,15 +160,15 @@ def processor():
     return names[0] if names else None
 
 
-def save(frame):
+def save(frame, folder="benchmarks", name="training", command="python tests/benchmarks/bench_training.py"):
     "Write the table and where it comes from, in the form that `hirm.runs.published` checks."
-    folder, text, facts = project() / "book/results/benchmarks", frame.to_csv(index=False, float_format="%.4g"), provenance()
+    folder, text, facts = project() / "book/results" / folder, frame.to_csv(index=False, float_format="%.4g"), provenance()
     folder.mkdir(parents=True, exist_ok=True)
     machine = {k: facts[k] for k in ("platform", "cpus", "threads", "python", "versions")} | {"processor": processor()}
-    atomic_write(folder / "training.csv", text)
+    atomic_write(folder / f"{name}.csv", text)
     atomic_write(folder / "provenance.json", json.dumps({
-        "commit": facts["commit"][:12], "dirty": facts["dirty"], "command": "python tests/benchmarks/bench_training.py", "machine": machine,
-        "files": {"training.csv": hashlib.sha256(text.encode()).hexdigest()}}, indent=2) + "\n")
+        "commit": facts["commit"][:12], "dirty": facts["dirty"], "command": command, "machine": machine,
+        "files": {f"{name}.csv": hashlib.sha256(text.encode()).hexdigest()}}, indent=2) + "\n")
 
 
 def main():
