@@ -76,10 +76,6 @@ def spent(n_paths, rate):
 LEARNING |= {f"{n_paths}x{rate}": spent(n_paths, rate) for n_paths in (SHAPE["n_paths"] // 4, SHAPE["n_paths"], 4 * SHAPE["n_paths"])
              for rate in (0.001, 0.003, 0.01)}
 
-# One ingredient of the recipe taken away at a time.
-WITHOUT = {"few_paths": dict(n_paths=SHAPE["n_paths"] // 4), "raw_units": dict(risk_unit="spot"), "at_once": dict(pretrain=0, ramp=0), "sharp_tail": dict(smoothing=0.01)}
-LEARNING |= {f"{method}_{name}": job("learning", method, n_seeds=min(FEW, 3), **change) for method in ("irm", "hirm") for name, change in WITHOUT.items()}
-
 JOBS = {f"learning{APART}": LEARNING, f"phase1{APART}": {name: asked for jobs in PHASE1.values() for name, asked in jobs.items()} | CONTROLS | WEIGHTS}
 
 
