@@ -48,7 +48,7 @@ def main():
     if "--judge" in sys.argv:
         return print(judged(sys.argv[-1]))
     with TemporaryDirectory() as folder:
-        rows = [child("build the book", ["jupyter-book", "build", "book", "-W", "--keep-going", "--path-output", folder])]
+        rows = [child("build the book", ["jupyter-book", "build", "book", "--path-output", folder])]
     rows += [child(f"judge ten members, {policy}", [sys.executable, __file__, "--judge", policy]) for policy in ("band", "mlp")]
     frame = pd.DataFrame(rows)
     print(frame.to_string(index=False, float_format="{:.4g}".format))
