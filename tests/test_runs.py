@@ -262,7 +262,7 @@ def test_a_run_that_another_commit_continued_makes_no_result(tmp_path):
     run.resume()
     run.finish({})
     assert run.dirty and run.commits == [str(provenance()["commit"])[:12], "1" * 12]
-    with pytest.raises(ValueError, match="expected runs of one commit, got 111111111111, "):
+    with pytest.raises(ValueError, match="expected runs of one commit, got .*111111111111"):
         rooms.publish(tmp_path / "book", {}, [run], "make")
 
 
