@@ -179,20 +179,25 @@ class Record:
         return json.loads((self.folder / "metadata.json").read_text())
 
     @property
+    def _stretches(self):
+        "Facts about every process that had a hand in it, the last one first."
+        return self.metadata, *self.metadata.get("resumed", [])
+
+    @property
     def commits(self) -> list[str]:  # the last one first
         "Every commit that had a hand in it: a killed run may have been continued by other code."
-        return list(dict.fromkeys(str(made["commit"])[:12] for made in (self.metadata, *self.metadata.get("resumed", []))))
+        return list(dict.fromkeys(str(made["commit"])[:12] for made in self._stretches))
 
     @property
     def dirty(self) -> bool:  # uncommitted changes, at the start or when it was continued
         "Whether code had a hand in it that no commit holds."
-        return any(made["dirty"] for made in (self.metadata, *self.metadata.get("resumed", [])))
+        return any(made["dirty"] for made in self._stretches)
 
     @property
     def span(self) -> tuple[float, float]:  # seconds since 1970
         "When it was first started and when it was finished."
-        started = [made["started"] for made in (self.metadata, *self.metadata.get("resumed", []))]
-        return min(calendar.timegm(time.strptime(at, "%Y-%m-%dT%H:%M:%SZ")) for at in started), (self.folder / "final_metrics.json").stat().st_mtime
+        started = min(made["started"] for made in self._stretches)  # this form sorts as time does
+        return calendar.timegm(time.strptime(started, "%Y-%m-%dT%H:%M:%SZ")), (self.folder / "final_metrics.json").stat().st_mtime
 
     @property
     def state(self) -> str:  # done, unfinished, or diverged and where

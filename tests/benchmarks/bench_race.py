@@ -60,7 +60,8 @@ def theirs(rate, seed):
             derivative.simulate(n_paths=len(spot))  # fills every buffer; then the common paths take the place of its own
             torch.set_rng_state(state)
             derivative.ul().register_buffer("spot", spot)
-            derivative.ul().register_buffer("volatility", torch.full_like(spot, 0.2)) if "volatility" in dict(derivative.ul().named_buffers()) else None
+            if "volatility" in dict(derivative.ul().named_buffers()):
+                derivative.ul().register_buffer("volatility", torch.full_like(spot, 0.2))
             held = hedger.compute_hedge(derivative)[:, 0, :DATES]
             losses.append(settle(held[None, ..., None], episode).loss)
         return cvar(torch.cat(losses, -1)).item()
