@@ -76,6 +76,10 @@ def spent(n_paths, rate):
 LEARNING |= {f"{n_paths}x{rate}": spent(n_paths, rate) for n_paths in (SHAPE["n_paths"] // 4, SHAPE["n_paths"], 4 * SHAPE["n_paths"])
              for rate in (0.001, 0.003, 0.01)}
 
+# One ingredient of the recipe taken away at a time.
+WITHOUT = {"few_paths": dict(n_paths=SHAPE["n_paths"] // 4), "raw_units": dict(risk_unit="spot"), "at_once": dict(pretrain=0, ramp=0), "sharp_tail": dict(smoothing=0.01)}
+LEARNING |= {f"{method}_{name}": job("learning", method, n_seeds=min(FEW, 3), **change) for method in ("irm", "hirm") for name, change in WITHOUT.items()}
+
 JOBS = {f"learning{APART}": LEARNING, f"phase1{APART}": {name: asked for jobs in PHASE1.values() for name, asked in jobs.items()} | CONTROLS | WEIGHTS}
 
 
@@ -121,7 +125,7 @@ rule train:
     wildcard_constraints: experiment="|".join(JOBS), job="|".join(ORDER)
     threads: 1
     resources: mem_mb=4000, runtime=60
-    shell: "papermill {input} {output} {params.words} --no-progress-bar > {log} 2>&1"
+    shell: "papermill {input} {output} {params.words} --no-progress-bar > {log} 2>&1 || grep -q 'training diverged' {log}"  # a result too
 
 
 SHOWN = "low,medium,high,crisis,crisis_jumps,crisis_liquidity,crisis_broken,gfc,volmageddon,covid,bear_2022"
@@ -145,19 +149,24 @@ rule look:
 
 
 def judged(jobs):
-    "What the runs of some jobs were judged to be, one row per method, seed and environment, the baselines once; and the runs."
+    "What the runs of some jobs were judged to be, one row per method, seed and environment, without numbers where a run diverged, the baselines once; and the runs."
     import pandas as pd
-    from hirm.training import as_config, records
+    from hirm.training import as_config, judged_environments, records
     frames, runs = [], []
     for name, asked in jobs.items():
         arm = name.rsplit("-s", 1)[0].split("-")[-1]
         for run in records(as_config(asked)):
+            runs.append(run)
+            told = dict(policy=run.config["policy"], realized_vol=run.config["realized_vol"], penalty_weight=run.config["penalty_weight"], job=name)
+            who = asked["method"] if arm == "weights" else arm
+            if run.diverged is not None:
+                where = [dict(environment=name, role=world.role) for name, world in judged_environments(as_config(asked)).items()]
+                frames.append(pd.DataFrame(where).assign(method=who, seed=run.config["seed"], selection=f"diverged at update {run.diverged}", **told))
+                continue
             table = pd.read_csv(run.artifacts / "metrics.csv").drop(columns=["member", "probe", "turnover_to_erm", "sharpe", "sortino", "cvar99_se"])
             own = table["method"] == asked["method"]
-            told = dict(policy=run.config["policy"], realized_vol=run.config["realized_vol"])
-            frames.append(table[own].assign(method=asked["method"] if arm == "weights" else arm, penalty_weight=run.config["penalty_weight"], job=name, **told))
-            frames.append(table[~own & table["method"].isin(["no_hedge", "delta", "whalley_wilmott"])].assign(seed=0, job="baseline", **told))
-            runs.append(run)
+            frames.append(table[own].assign(method=who, **told))
+            frames.append(table[~own & table["method"].isin(["no_hedge", "delta", "whalley_wilmott"])].assign(seed=0, **told | dict(job="baseline", penalty_weight=float("nan"))))
     frame = pd.concat(frames, ignore_index=True)
     frame.loc[frame["method"] == "oracle", "selection"] = "oracle"
     once = ["job", "policy", "realized_vol", "method", "seed", "penalty_weight", "environment"]
@@ -174,7 +183,7 @@ rule learning_results:
         metrics, runs = judged(LEARNING)
         shape = ["n_paths", "learning_rate", "cpu_seconds_per_update"]
         logs = [log[log["role"] == "validate"].assign(job=name, **{k: {**run.config, **run.metadata}[k] for k in shape})
-                for name, asked in LEARNING.items() for run in records(as_config(asked)) for log in [curves([run])]]
+                for name, asked in LEARNING.items() for run in records(as_config(asked)) if run.diverged is None for log in [curves([run])]]
         publish(f"book/results/learning{APART}", {"metrics": metrics, "validation": pd.concat(logs).round(8)}, runs, f"snakemake -c2 learning{f' --config scale={SCALE}' if APART else ''}")
 
 

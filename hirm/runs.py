@@ -200,11 +200,9 @@ class Record:
         return calendar.timegm(time.strptime(started, "%Y-%m-%dT%H:%M:%SZ")), (self.folder / "final_metrics.json").stat().st_mtime
 
     @property
-    def state(self) -> str:  # done, unfinished, or diverged and where
-        "How it stands, in words."
-        path = self.folder / "metadata.json"
-        lost = self.metadata.get("diverged") if path.exists() else None
-        return "done" if self.done else f"diverged at update {lost}" if lost is not None else "unfinished"
+    def diverged(self) -> int | None:  # the update at which a number was no longer finite
+        "Where training broke down, which is a result too; None for a run that did not."
+        return self.final_metrics.get("diverged") if self.done else None
 
     @property
     def artifacts(self) -> Path:  # folder of tables and figures
@@ -384,7 +382,7 @@ def collect(
         done = [record for record in map(Record, folders) if record.done]
         if len(done) > 1: raise ValueError(f"runs of {method}, seed {seed}: expected one, got {', '.join(r.folder.name for r in done)}; say which by hash8")
         if done: rows.append({"method": method, "seed": seed, "hash8": done[0].folder.name[-8:], **done[0].final_metrics})
-        else: missing.append(f"{method}-s{seed}" + (f" ({Record(folders[0]).state})" if folders else ""))
+        else: missing.append(f"{method}-s{seed}" + (" (unfinished)" if folders else ""))
     if missing: raise FileNotFoundError(f"runs in {Path(runs).name}: expected {len(rows) + len(missing)}, got {len(rows)}; missing: {', '.join(missing)}; run these first")
     return pd.json_normalize(rows)
 
@@ -397,8 +395,8 @@ def publish(
 ) -> Path:  # the folder
     "Writes result files with their provenance; ValueError for runs that are unfinished or of different commits."
     folder = project() / folder
-    if open_ := [f"{record.state} {record.folder.name}" for record in records if not record.done]:
-        raise ValueError(f"results: expected finished runs, got {', '.join(open_)}; run these first")
+    if open_ := [record.folder.name for record in records if not record.done]:
+        raise ValueError(f"results: expected finished runs, got unfinished {', '.join(open_)}; run these first")
     facts = [record.metadata for record in records]
     commits = sorted({commit for record in records for commit in record.commits})
     if len(commits) > 1: raise ValueError(f"results: expected runs of one commit, got {', '.join(commits)}; run the older ones again")

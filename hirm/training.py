@@ -366,8 +366,7 @@ class Learner:
         norm = clip_members(list(self.policy.parameters()), self.config.clip)
         if not torch.isfinite(norm).all():
             self.lost = [member for member, fine in enumerate(torch.isfinite(norm).tolist()) if not fine]
-            raise FloatingPointError(f"training diverged at update {step}: the gradient of seed {self.seeds[self.lost[0]]} is not finite; "
-                                     "the last good checkpoint is in its run folder; lower penalty_weight or learning_rate")
+            raise FloatingPointError(f"update {step}: the gradient of seed {self.seeds[self.lost[0]]} is not finite")
         self.optimizer.step()
         return dict(sample=sample, objective=objective.detach(), weight=weight, norm=norm)
 
@@ -470,7 +469,7 @@ def records(
 def train(
     config: Config,  # what to train
     again: bool = False,  # train anew what is done already
-) -> list[Run]:  # one per seed and penalty weight, in order; trained, not yet evaluated
+) -> list[Run]:  # one per seed and penalty weight, in order; trained, not yet evaluated; without those that diverged
     "Train every member that is not done, from where it stopped; a killed run ends with the numbers of an uninterrupted one."
     check_writable(config.runs)
     runs = records(config)
@@ -482,7 +481,11 @@ def train(
     for step, group in groupby(sorted(waiting, key=lambda w: w[0][0]), key=lambda w: w[0][0]):
         kept, some, folders = zip(*group)
         _train_together(config, list(some), list(folders), step, [k[1] for k in kept])
-    return runs
+    if sound := [run for run in runs if run.diverged is None]:
+        return sound
+    first = runs[0]
+    raise FloatingPointError(f"training diverged at update {first.diverged}: the gradient of {first.folder.name} is not finite; its record says so "
+                             "and keeps the last good checkpoint; lower penalty_weight or learning_rate")
 
 
 def _command(config):
@@ -490,6 +493,16 @@ def _command(config):
     beside = f" -p seed {config.seed} -p n_seeds {config.n_seeds}" if config.n_seeds > 1 else ""
     swept = f" -y 'penalty_weight: {config.weights}'" if len(config.weights) > 1 else ""
     return f"papermill nbs/train.ipynb -f config.yaml{beside}{swept}"
+
+
+def _without(lost, config, members, runs, step):
+    "Close the records of members that diverged; the others go on from the state that was kept last."
+    for i in lost:
+        runs[i].finish({"diverged": step})
+        tqdm.write(f"{runs[i].folder.name} diverged at update {step}; {len(runs) - len(lost)} beside it go on", file=sys.stderr)
+    if rest := [i for i in range(len(runs)) if i not in lost]:
+        starts, kept, _ = zip(*(runs[i].resume() for i in rest))
+        _train_together(config, [members[i] for i in rest], [runs[i] for i in rest], starts[0], list(kept))
 
 
 def _train_together(config, members, runs, start, kept):
@@ -505,9 +518,7 @@ def _train_together(config, members, runs, start, kept):
         try:
             seen = learner.update(step, next(episodes))
         except FloatingPointError:
-            for i in learner.lost:
-                runs[i].annotate(diverged=step)
-            raise
+            return _without(learner.lost, config, members, runs, step)
         spent, score = spent + time.process_time() - began, None
         if (step + 1) % config.validate_every == 0 or step + 1 == config.updates:
             score = config.risk(bank_loss(learner.policy, judged)).tolist()
@@ -530,12 +541,13 @@ def _train_together(config, members, runs, start, kept):
 # %% ../nbs/11_training.ipynb #a9aaeca2
 def companions(
     config: Config,  # of the runs at hand
+    seeds: list[int] | None = None,  # of the members that stand beside it; every one of the config's if left out
 ) -> dict:  # {"erm": policy} where ERM was run with the same seeds and all else equal, else empty
     "ERM beside the method, if it has been run."
     if config.method == "erm":
         return {}
-    runs = {run.config["seed"]: run for run in records(replace(config, method="erm", penalty_weight=None)) if run.done}
-    seeds = [member.seed for member in config.members()]  # in a sweep, once for every weight
+    runs = {run.config["seed"]: run for run in records(replace(config, method="erm", penalty_weight=None)) if run.done and run.diverged is None}
+    seeds = [member.seed for member in config.members()] if seeds is None else seeds  # in a sweep, once for every weight
     return {"erm": load_policy([runs[seed] for seed in seeds], config.device)} if runs.keys() >= set(seeds) else {}
 
 
@@ -563,6 +575,8 @@ def load_policy(
     "The selected checkpoints of finished or finishing runs, side by side."
     runs = runs if isinstance(runs, (list, tuple)) else [runs]
     configs = [Config(**run.config) for run in runs]
+    if lost := [f"{run.folder.name} at update {run.diverged}" for run in runs if run.diverged is not None]:
+        raise ValueError(f"runs to be loaded must have been trained to their end, got diverged {', '.join(lost)}; leave them out and report them")
     shapes = {(c.policy, c.columns, c.width) for c in configs}
     if len(shapes) > 1:
         raise ValueError(f"runs to be loaded together must share policy, features and width, got {sorted(map(str, shapes))}; load them one kind at a time")

@@ -313,10 +313,8 @@ def test_a_run_goes_back_to_the_state_before_the_last(tmp_path):
     assert sorted(run.states()) == [2, 3]
 
 
-def test_a_diverged_run_is_named_as_such(tmp_path):
+def test_a_diverged_run_is_a_result(tmp_path):
     run = Run.of(tmp_path, CONFIG).start(CONFIG)
-    run.annotate(diverged=7)
-    with pytest.raises(FileNotFoundError, match=r"missing: irm-s3 \(diverged at update 7\)"):
-        collect(tmp_path, ["irm"], [CONFIG["seed"]])
-    with pytest.raises(ValueError, match="got diverged at update 7 irm-s"):
-        rooms.publish(tmp_path / "book", {}, [run], "make")
+    assert run.diverged is None
+    run.finish({"diverged": 7})
+    assert run.diverged == 7 and collect(tmp_path, ["irm"], [CONFIG["seed"]])["diverged"].tolist() == [7]

@@ -218,6 +218,20 @@ def test_verdict_on_known_truths():
     assert said["ties erm within 5%", "erm_reg"] == "holds" and said["beats irm", "hirm"] == "undecided"
 
 
+def test_a_diverged_method_shows_nothing_and_costs_the_others_as_any():
+    criteria = replace(CRITERIA, methods=("irm", "vrex"), ties=(("vrex", "erm"),), beats=(("irm", "vrex"),))
+    frame = study({"erm": 1.0, "irm": 0.8, "vrex": 1.0}, np.random.default_rng(5))
+    lost = frame["method"].eq("vrex") & frame["seed"].eq(3)
+    holed = frame.assign(**{name: frame[name].mask(lost) for name in ("cvar95", "turnover", "mean_pnl")})
+    table, whole = verdict(holed, criteria, diverged=["vrex"]), verdict(frame, criteria)
+    assert set(table.loc[table.method == "vrex", "verdict"]) == {"diverged"} and (table.loc[table.method == "vrex", "p"] == 1).all()
+    assert table.loc[table.criterion == "beats vrex", "verdict"].tolist() == ["diverged"]
+    ours = lambda t: t[(t.method == "irm") & t.criterion.astype(str).str.startswith("H1 crisis")].reset_index(drop=True)
+    assert ours(table).p.item() == ours(whole).p.item() and ours(table).verdict.item() == "holds"
+    with pytest.raises(ValueError, match="a diverged run is a result"):
+        verdict(holed, criteria)
+
+
 def test_not_significant_is_not_a_tie():
     frame = study({"erm": 1.0, "irm": 1.0}, np.random.default_rng(6), n_seeds=5, spread=0.3)
     assert answers(frame, replace(ONE, seeds=5, ties=(("irm", "erm"),)))["ties erm within 5%", "irm"] == "undecided"

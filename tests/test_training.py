@@ -267,19 +267,51 @@ def test_a_kill_between_two_members_states_changes_nothing(tmp_path, monkeypatch
         assert all(torch.equal(x, y) for x, y in zip(a.best()[0].values(), b.best()[0].values()))
 
 
-def test_divergence_is_written_into_the_record(tmp_path, monkeypatch):
+def poison(monkeypatch, *seeds, step=3):
+    "Let the weights of some seeds be lost at one update."
     update = Learner.update
 
-    def poisoned(self, step, episode):
-        if step == 3:
+    def poisoned(self, now, episode):
+        if now == step:
             with torch.no_grad():
-                self.policy.weight1[1, 0, 0] = float("nan")
-        return update(self, step, episode)
+                for seed in set(seeds) & set(self.seeds):
+                    self.policy.weight1[self.seeds.index(seed), 0, 0] = float("nan")
+        return update(self, now, episode)
     monkeypatch.setattr(Learner, "update", poisoned)
+
+
+def test_a_diverged_member_is_a_result_and_the_others_go_on(tmp_path, monkeypatch, capsys):
+    alone = [train(config(tmp_path / "alone", method="groupdro", seed=seed))[0] for seed in (0, 2)]
+    poison(monkeypatch, 1)
+    options = config(tmp_path, method="groupdro", n_seeds=3)
+    sound = train(options)
+    assert "groupdro-s1-" in (said := capsys.readouterr().err) and "diverged at update 3; 2 beside it go on" in said
+    runs = list(records(options))
+    assert [run.diverged for run in runs] == [None, 3, None] and [run.done for run in runs] == [False, True, False]
+    assert [run.folder for run in sound] == [runs[0].folder, runs[2].folder]
+    for mine, other in zip(sound, alone):
+        assert mine.metrics()["step"].tolist() == other.metrics()["step"].tolist()
+        assert all(torch.allclose(x, y, atol=1e-5) for x, y in zip(mine.best()[0].values(), other.best()[0].values()))
+    with pytest.raises(ValueError, match="got diverged groupdro-s1-.* at update 3"):
+        load_policy(runs)
+
+
+def test_a_run_that_diverged_alone_stops_and_is_not_tried_again(tmp_path, monkeypatch):
+    poison(monkeypatch, 0, 1, step=7)
     options = config(tmp_path, n_seeds=2)
-    with pytest.raises(FloatingPointError, match="update 3: the gradient of seed 1"):
-        train(options)
-    assert [Run(run.folder).state for run in records(options)] == ["unfinished", "diverged at update 3"]
+    for _ in range(2):
+        with pytest.raises(FloatingPointError, match="training diverged at update 7: the gradient of erm-s0"):
+            train(options)
+        monkeypatch.setattr(Learner, "update", lambda *_: pytest.fail("was trained again"))
+
+
+def test_erm_that_diverged_is_not_set_beside_a_method(tmp_path, monkeypatch):
+    poison(monkeypatch, 1)
+    for run in train(config(tmp_path, n_seeds=2)):
+        run.finish({})
+    monkeypatch.undo()
+    irm = config(tmp_path, method="irm", n_seeds=2)
+    assert companions(irm) == {} and set(companions(irm, [0])) == {"erm"}
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path):
