@@ -13,9 +13,9 @@ On a cluster the same file runs through one of Snakemake's executors, see CONTRI
 """
 import json
 
+from hirm.config import SCALES
 from hirm.objectives import METHODS
 from hirm.stats import CRITERIA, PERMUTED
-from hirm.training import SCALES
 
 SCALE = config.get("scale", "laptop")
 SEEDS = int(config.get("seeds", 10))  # of a cell of Phase 1
@@ -151,7 +151,8 @@ rule look:
 def judged(jobs):
     "What the runs of some jobs were judged to be, one row per method, seed and environment, without numbers where a run diverged, the baselines once; and the runs."
     import pandas as pd
-    from hirm.training import as_config, judged_environments, records
+    from hirm.config import as_config, judged_environments
+    from hirm.training import records
     frames, runs = [], []
     for name, asked in jobs.items():
         arm = name.rsplit("-s", 1)[0].split("-")[-1]
@@ -178,8 +179,9 @@ rule learning_results:
     output: results("learning")
     run:
         import pandas as pd
+        from hirm.config import as_config
         from hirm.runs import publish
-        from hirm.training import as_config, curves, records
+        from hirm.training import curves, records
         metrics, runs = judged(LEARNING)
         shape = ["n_paths", "learning_rate", "cpu_seconds_per_update"]
         logs = [log[log["role"] == "validate"].assign(job=name, **{k: {**run.config, **run.metadata}[k] for k in shape})

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from conftest import ROOT
-from hirm.diagnostics import Panel, Trial, as_panel
+from hirm.panel import Panel, Trial, as_panel
 from hirm.launch import default_parameters
 from hirm.runs import Record, published
 

@@ -8,7 +8,6 @@ from hirm import policies
 from hirm.features import COLUMNS, Scaler, features
 from hirm.hedging import ENVIRONMENTS, hedge, map_paths, stack_episodes
 from hirm.policies import POLICIES, Delta, DeltaVega, NoHedge, WhalleyWilmott
-from hirm.risk import cvar
 
 
 def generators(n, start=0):

@@ -12,6 +12,8 @@ import torch
 import yaml
 
 from hirm import training
+from hirm.batches import bank, bank_loss, batches, random_labels, risk_unit
+from hirm.config import SCALES, Config, as_config, judged_environments, training_environments
 from hirm.evaluation import relative_turnover
 from hirm.frictions import Proportional
 from hirm.hedging import ENVIRONMENTS, Environment, hedge
@@ -20,8 +22,7 @@ from hirm.objectives import METHODS
 from hirm.policies import Delta
 from hirm.risk import cvar, entropic
 from hirm.runs import Run
-from hirm.training import (SCALES, Config, Learner, as_config, bank, bank_loss, batches, clip_members, companions, curves, judged_environments,
-                           load_policy, random_labels, records, risk_unit, sample_losses, train, training_environments)
+from hirm.training import Learner, clip_members, companions, curves, load_policy, records, sample_losses, train
 
 SMALL = dict(method="erm", scale="smoke", environments="low,medium", n_paths=32, n_validation=200)
 
@@ -56,7 +57,7 @@ def test_same_seed_same_record_and_another_seed_another(tmp_path):
 
 def test_same_seed_in_a_fresh_process(tmp_path):
     here = train(config(tmp_path / "here", method="irm"))[0]
-    code = f"from hirm.training import *; import torch; torch.set_num_threads(1); train(Config(runs={str(tmp_path / 'there')!r}, **{dict(SMALL, method='irm')!r}))"
+    code = f"from hirm.config import Config; from hirm.training import train; import torch; torch.set_num_threads(1); train(Config(runs={str(tmp_path / 'there')!r}, **{dict(SMALL, method='irm')!r}))"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     assert log(here) == (tmp_path / "there" / here.folder.name / "metrics.jsonl").read_bytes()
 
@@ -222,7 +223,7 @@ def test_divergence_stops_the_run_and_names_the_member(tmp_path):
 
 def kill_in_the_middle(folder, options):
     "Start a training process and kill it as soon as it has kept a state."
-    code = f"from hirm.training import *; import torch; torch.set_num_threads(1); train(Config(**{options!r}))"
+    code = f"from hirm.config import Config; from hirm.training import train; import torch; torch.set_num_threads(1); train(Config(**{options!r}))"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     for _ in range(600):
         states = list(folder.rglob("last.safetensors"))

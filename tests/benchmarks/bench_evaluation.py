@@ -18,10 +18,11 @@ import pandas as pd
 import torch
 
 from bench_training import save
+from hirm.config import Config
 from hirm.evaluation import evaluate
 from hirm.hedging import ENVIRONMENTS
 from hirm.runs import project
-from hirm.training import Config, Learner
+from hirm.training import Learner
 
 MEMBERS, PATHS = 10, 100_000
 WHERE = ("low", "medium", "high", "crisis", "crisis_jumps", "crisis_liquidity", "crisis_broken", "sabr_crisis")

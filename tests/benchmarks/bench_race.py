@@ -18,10 +18,12 @@ import pandas as pd
 import torch
 
 from bench_training import BLACK_SCHOLES, DATES, save
+from hirm.batches import bank, bank_loss
+from hirm.config import Config
 from hirm.hedging import hedge, settle, stack_episodes
 from hirm.policies import Delta
 from hirm.risk import cvar
-from hirm.training import Config, Learner, bank, bank_loss
+from hirm.training import Learner
 
 CAP, SEEDS, PATHS, JUDGED = 15.0, (0, 1, 2), 4096, 20_000
 

@@ -25,11 +25,12 @@ os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
 import pandas as pd
 import torch
 
+from hirm.config import Config
 from hirm.frictions import Proportional
 from hirm.hedging import ENVIRONMENTS, Environment, stack_episodes
 from hirm.markets import GBM
 from hirm.runs import atomic_write, project, provenance
-from hirm.training import Config, Learner
+from hirm.training import Learner
 
 REPEATS, DATES = 11, 60
 BLACK_SCHOLES = Environment("black_scholes", "train", GBM(0.2), Proportional(1e-3))
