@@ -45,7 +45,7 @@ def bank_loss(
     parts = (part for episode in episodes for part in pieces(episode))
     return torch.cat([hedge(policy, part).loss for part in parts], -1)
 
-
+# %% ../nbs/12_batches.ipynb #ba7c0010
 def risk_unit(
     environment: Environment,  # where
     config: Config,  # kind of unit, alpha, and precision

@@ -137,7 +137,7 @@ class Panel:
         publish(folder, kept, sum(self.records.values(), []), " ".join([f"papermill nbs/{experiment}.ipynb", *asked]))
         return [os.path.relpath(folder / name, project()) for name in (*(f"{name}.csv" for name in kept), "provenance.json")]
 
-
+# %% ../nbs/15_panel.ipynb #9a0e0011
 def _refuse_mixture(records: list[Checkpoints]) -> None:
     """Refuse runs that differ in more than method, seed and penalty weight, or come from different commits."""
     kept = [({k: v for k, v in asdict(Config(**record.config)).items() if k not in ("method", "seed", "penalty_weight")}
@@ -148,7 +148,7 @@ def _refuse_mixture(records: list[Checkpoints]) -> None:
                 raise ValueError(f"runs that are judged together must share {name}, got {first[name]!r} in {other.folder.name} and {facts[name]!r} in {record.folder.name}; "
                                  "train one of them again, or name methods and hash8 that belong together")
 
-
+# %% ../nbs/15_panel.ipynb #9a0e0012
 def as_panel(
     given: Mapping,  # names and values as they came through the door
     kind: type = Panel,
@@ -158,7 +158,7 @@ def as_panel(
         one_of("parameter", name, [f.name for f in fields(kind)])
     return kind(**given)
 
-
+# %% ../nbs/15_panel.ipynb #9a0e0016
 @dataclass(frozen=True)
 class Trial(Panel):
     """A panel that is also put through probes."""
