@@ -402,9 +402,11 @@ def publish(
     if len(commits) > 1: raise ValueError(f"results: expected runs of one commit, got {', '.join(commits)}; run the older ones again")
     texts = {f"{name}.csv": frame.to_csv(index=False) for name, frame in frames.items()}
     keep = ("platform", "cpus", "device", "python", "versions")
-    started, finished = zip(*(record.span for record in records))
+    under_way, until = 0.0, 0.0
+    for started, finished in sorted(record.span for record in records):  # what was added on another day does not count the night
+        under_way, until = under_way + max(0.0, finished - max(started, until)), max(until, finished)
     origin = {"commit": commits[0], "dirty": any(record.dirty for record in records), "command": command, "runs": sorted(record.folder.name for record in records),
-              "wall_seconds": round(max(finished) - min(started)), "machine": {k: facts[0][k] for k in keep},
+              "wall_seconds": round(under_way), "machine": {k: facts[0][k] for k in keep},
               "files": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}}
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items(): atomic_write(folder / name, text)
