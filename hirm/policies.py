@@ -122,8 +122,10 @@ def _hidden(first, bias, weight, masks=None):
 
 def _network(x, bias1, weight1, bias2, weight2, head, masks=None):
     "What the head says of features, (M, F, n) -> (M, O, n)."
-    linear = _Linear.apply if torch.is_grad_enabled() else _linear
-    return linear(head, _hidden(torch.baddbmm(bias1, weight1, x), bias2, weight2, masks))
+    if torch.is_grad_enabled():
+        return _Linear.apply(head, _hidden(torch.baddbmm(bias1, weight1, x), bias2, weight2, masks))
+    first = torch.baddbmm(bias1.mT, x.mT, weight1.mT).mT  # the same sums; so few features are faster from this side
+    return _linear(head, _hidden(first, bias2, weight2, masks))
 
 # %% ../nbs/07_policies.ipynb #c6ca92ab
 def _uniform(shape, fan_in, generators):
