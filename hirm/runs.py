@@ -8,7 +8,7 @@ __all__ = ['LOCAL', 'PACKAGES', 'STATES', 'config_hash', 'project', 'run_folder'
            'published']
 
 # %% ../nbs/10_runs.ipynb #e7997fb7
-import calendar, hashlib, json, math, os, platform, shutil, subprocess, time
+import hashlib, json, math, os, platform, shutil, subprocess, time
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from itertools import product
@@ -195,9 +195,9 @@ class Record:
 
     @property
     def span(self) -> tuple[float, float]:  # seconds since 1970
-        "When it was first started and when it was finished."
-        started = min(made["started"] for made in self._stretches)  # this form sorts as time does
-        return calendar.timegm(time.strptime(started, "%Y-%m-%dT%H:%M:%SZ")), (self.folder / "final_metrics.json").stat().st_mtime
+        "When it was worked on: up to its end, for as long as it took; a night between a kill and its continuation is not work."
+        finished = (self.folder / "final_metrics.json").stat().st_mtime
+        return finished - self.metadata["seconds"], finished
 
     @property
     def diverged(self) -> int | None:  # the update at which a number was no longer finite
