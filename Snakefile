@@ -169,7 +169,7 @@ def judged(jobs):
             frames.append(table[own].assign(method=who, **told))
             frames.append(table[~own & table["method"].isin(["no_hedge", "delta", "whalley_wilmott"])].assign(seed=0, **told | dict(job="baseline", penalty_weight=float("nan"))))
     frame = pd.concat(frames, ignore_index=True)
-    frame.loc[frame["method"] == "oracle", "selection"] = "oracle"
+    frame.loc[(frame["method"] == "oracle") & frame["cvar95"].notna(), "selection"] = "oracle"
     once = ["job", "policy", "realized_vol", "method", "seed", "penalty_weight", "environment"]
     return frame.drop_duplicates(once).round(8), runs
 
