@@ -52,7 +52,7 @@ class Config:
     policy: str = "band"  # band | mlp
     environments: str = "low,medium,history_low,history_medium"  # trained on, comma-separated
     history: str = "sp500"  # sp500, or a CSV with the columns date, close and perhaps implied_vol
-    realized_vol: bool = True  # whether the hedger sees the regime feature
+    realized_vol: bool = False  # whether the hedger sees the regime feature
     penalty_weight: float | list | None = None  # λ, or a list of λ's; None takes the method's own
     alpha: float = 0.95  # confidence of the CVaR
     device: str = "cpu"  # cpu | cuda

@@ -35,12 +35,12 @@ class Panel:
     methods: str = "all"  # comma-separated, or all that the folder holds
     seeds: str | int = "all"  # comma-separated, or all that the folder holds
     policy: str = "band"  # band | mlp
-    realized_vol: bool = True  # whether the hedger saw the regime feature
+    realized_vol: bool = False  # the runs that saw the trailing realised vol, or those that did not
     hash8: str | None = None  # protocols, comma-separated, where a method has several
     environments: str = "all"  # comma-separated, or all that the runs' own judgement has
     n_paths: int = 10_000  # of each simulated environment
     device: str = "cpu"  # cpu | cuda
-    out: str | None = None  # folder of the results; <runs>/<experiment>/<policy> if left out
+    out: str | None = None  # folder of the results; <runs>/<experiment>/band-blind, or the like, if left out
 
     def __post_init__(self):
         one_of("policy", self.policy, POLICIES)
@@ -131,7 +131,7 @@ class Panel:
 
     def write(self, experiment: str, **frames: pd.DataFrame) -> list[str]:  # files, from the project
         """Write frames as CSV, and last of all where they come from."""
-        folder = check_writable(self.out or Path(self.runs) / experiment / (self.policy + ("" if self.realized_vol else "-blind")))
+        folder = check_writable(self.out or Path(self.runs) / experiment / f"{self.policy}-{'seeing' if self.realized_vol else 'blind'}")
         defaults = type(self)()
         asked = [f"-p {f.name} {str(value)!r}" for f in fields(self) if f.name not in ("runs", "out", "device") and (value := getattr(self, f.name)) != getattr(defaults, f.name)]
         kept = {name: frame for name, frame in frames.items() if not frame.empty}

@@ -25,7 +25,7 @@ from hirm.risk import cvar, entropic
 from hirm.runs import Run
 from hirm.training import Learner, clip_members, companions, curves, load_policy, records, sample_losses, train
 
-SMALL = dict(method="erm", scale="smoke", environments="low,medium", n_paths=32, n_validation=200)
+SMALL = dict(method="erm", scale="smoke", environments="low,medium", realized_vol=True, n_paths=32, n_validation=200)
 
 
 def config(tmp_path, **options):

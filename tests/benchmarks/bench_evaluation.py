@@ -30,7 +30,7 @@ WHERE = ("low", "medium", "high", "crisis", "crisis_jumps", "crisis_liquidity", 
 
 def judged(policy):
     "Judge in this process; the number of rows that came out."
-    config = Config(method="erm", n_seeds=MEMBERS, environments="low,medium", policy=policy)
+    config = Config(method="erm", n_seeds=MEMBERS, environments="low,medium", policy=policy, realized_vol=True)
     return len(evaluate({"erm": Learner(config, config.members()).policy}, [ENVIRONMENTS[name] for name in WHERE], PATHS, seed=0))
 
 

@@ -31,7 +31,7 @@ CAP, SEEDS, PATHS, JUDGED = 15.0, (0, 1, 2), 4096, 20_000
 
 def ours(policy, seed):
     "One step of ours and its CVaR on common paths, as functions."
-    config = Config(method="erm", seed=seed, environments="black_scholes", policy=policy, n_paths=PATHS, updates=2_000, pretrain=0, ramp=0, n_validation=4096)
+    config = Config(method="erm", seed=seed, environments="black_scholes", realized_vol=True, policy=policy, n_paths=PATHS, updates=2_000, pretrain=0, ramp=0, n_validation=4096)
     learner, generators, done = Learner(config, config.members()), [torch.Generator().manual_seed(seed)], iter(range(2_000))
 
     def step():
