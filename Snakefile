@@ -32,8 +32,8 @@ shell.prefix("export OMP_NUM_THREADS=1 MALLOC_TRIM_THRESHOLD_=8000000000 MALLOC_
 
 
 def job(runs, method, **asked):
-    "Parameters of one training job."
-    return dict(method=method, environments=TRAINED_ON, scale=SCALE, device=config.get("device", "cpu"), runs=f"runs/{runs}{APART}") | asked
+    "Parameters of one training job; a hedger sees the realised vol unless its cell says otherwise."
+    return dict(method=method, environments=TRAINED_ON, realized_vol=True, scale=SCALE, device=config.get("device", "cpu"), runs=f"runs/{runs}{APART}") | asked
 
 
 def batches(n_seeds, first=0):

@@ -50,7 +50,7 @@ def evaluated(runs, launch):
     "The tables of an evaluation, with one probe."
     done = launch("evaluate", *words({"runs": runs, "n_paths": 400, "probes": "cost × 1.5"}))
     assert done.returncode == 0, done.stdout[-3000:]
-    return runs / "evaluate" / "band"
+    return runs / "evaluate" / "band-blind"
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,7 @@ def test_a_missing_seed_is_refused_by_name(runs, launch, tmp_path):
 
 @pytest.mark.parametrize("wrong, error, says", [
     (dict(methods="erm,vrex"), FileNotFoundError, "missing: vrex-s0, vrex-s1"), (dict(policy="mlp"), FileNotFoundError, "no run of policy mlp"),
-    (dict(realized_vol=False), FileNotFoundError, "realized_vol=False"), (dict(hash8="00000000"), FileNotFoundError, "hash8 00000000"),
+    (dict(realized_vol=True), FileNotFoundError, "realized_vol=True"), (dict(hash8="00000000"), FileNotFoundError, "hash8 00000000"),
     (dict(policy="bnad"), ValueError, "did you mean 'band'"), (dict(seeds="0,one"), ValueError, "got 'one'"), (dict(n_paths=0), ValueError, "n_paths"),
 ])
 def test_what_is_not_there_is_refused(runs, wrong, error, says):

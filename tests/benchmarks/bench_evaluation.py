@@ -20,8 +20,8 @@ import torch
 from bench_training import save
 from hirm.config import Config
 from hirm.evaluation import evaluate
-from hirm.hedging import ENVIRONMENTS
-from hirm.runs import project
+from hirm.environments import ENVIRONMENTS
+from hirm.history import project
 from hirm.training import Learner
 
 MEMBERS, PATHS = 10, 100_000
@@ -30,7 +30,7 @@ WHERE = ("low", "medium", "high", "crisis", "crisis_jumps", "crisis_liquidity", 
 
 def judged(policy):
     "Judge in this process; the number of rows that came out."
-    config = Config(method="erm", n_seeds=MEMBERS, environments="low,medium", policy=policy)
+    config = Config(method="erm", n_seeds=MEMBERS, environments="low,medium", policy=policy, realized_vol=True)
     return len(evaluate({"erm": Learner(config, config.members()).policy}, [ENVIRONMENTS[name] for name in WHERE], PATHS, seed=0))
 
 

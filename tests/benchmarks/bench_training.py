@@ -28,9 +28,11 @@ import torch
 
 from hirm.config import Config
 from hirm.frictions import Proportional
-from hirm.hedging import ENVIRONMENTS, Environment, stack_episodes
+from hirm.environments import ENVIRONMENTS, Environment
+from hirm.hedging import stack_episodes
 from hirm.markets import GBM
-from hirm.runs import atomic_write, project, provenance
+from hirm.history import project
+from hirm.runs import atomic_write, provenance
 from hirm.training import Learner
 
 REPEATS, DATES = 11, 60
@@ -41,7 +43,7 @@ ENVIRONMENTS["black_scholes"] = BLACK_SCHOLES
 def ours(n_paths, members=1, width=32, method="erm", environments="black_scholes", n_steps=DATES):
     "One step of ours, as a function."
     ENVIRONMENTS["black_scholes"] = replace(BLACK_SCHOLES, n_steps=n_steps)
-    config = Config(method=method, n_seeds=members, environments=environments, n_paths=n_paths, width=width, updates=10_000,
+    config = Config(method=method, n_seeds=members, environments=environments, realized_vol=True, n_paths=n_paths, width=width, updates=10_000,
                     pretrain=0, ramp=0, n_validation=4096)
     learner = Learner(config, config.members())
     generators = [torch.Generator().manual_seed(i) for i in range(members)]
