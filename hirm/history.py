@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DAYS_PER_YEAR', 'MIN_ROWS', 'FIT_ROWS', 'LAST_TRAINING_DAY', 'N_PAST', 'N_STEPS', 'CRISES', 'BANDS', 'EWMA',
-           'load_series', 'train_end', 'calendar', 'VarianceRule', 'variance_rule', 'trailing_vol', 'effective_number',
-           'Windows', 'calendar_windows', 'training_windows']
+           'project', 'history_file', 'load_series', 'train_end', 'calendar', 'VarianceRule', 'variance_rule',
+           'trailing_vol', 'effective_number', 'Windows', 'calendar_windows', 'training_windows']
 
 # %% ../nbs/02_history.ipynb #dcb00ab0
 import functools
@@ -38,6 +38,21 @@ CRISES: dict[str, tuple[str, str]] = {  # name -> first and last day on which a 
 BANDS: dict[str, tuple[float, float]] = {  # name -> annualised 20-day realised vol, from (included), to (excluded)
     "low": (0.0, 0.10), "medium": (0.10, 0.25), "high": (0.25, 0.40), "crisis": (0.40, float("inf")),
 }
+
+# %% ../nbs/02_history.ipynb #6a6e7291
+def project() -> Path:  # folder that holds settings.ini, or the working directory of a plain installation
+    "The folder on which relative paths are anchored, so that a run lands in one place from wherever it is started."
+    root = Path(__file__).resolve().parents[1]
+    return root if (root / "settings.ini").exists() else Path.cwd()
+
+# %% ../nbs/02_history.ipynb #49dc0d11
+def history_file(
+    history: str,  # sp500, or a path, relative to the working directory or to the project
+) -> str:
+    "Where the recorded prices come from."
+    if history == "sp500" or Path(history).is_file():
+        return history
+    return str(project() / history)
 
 # %% ../nbs/02_history.ipynb #66fbea40
 def _refuse(

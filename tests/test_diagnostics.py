@@ -5,12 +5,14 @@ import math
 import pytest
 import torch
 
-from hirm.diagnostics import (Traces, alignment, diagnose, gap, head_regret, percent, rolling_risk, sensitivity, separation, stability, tail_curvature, traces,
+from hirm.diagnostics import (Traces, alignment, diagnose, gap, head_regret, rolling_risk, sensitivity, separation, stability, tail_curvature, traces,
                               variation, worst_group)
-from hirm.hedging import ENVIRONMENTS, hedge
+from hirm.environments import ENVIRONMENTS
+from hirm.hedging import hedge
 from hirm.objectives import halves
 from hirm.policies import POLICIES, Delta, NoHedge, WhalleyWilmott
 from hirm.risk import cvar, tail_weights
+from hirm.tables import percent
 
 
 def both(x):
@@ -109,8 +111,8 @@ def test_traces_hold_the_gradient_of_the_risk_in_the_head(kind):
     left = traces({"it": policy}, world, 200, 0, chunk=70)["it"]  # chunks of unequal size
     whole = traces({"it": policy}, world, 200, 0, chunk=200)["it"]
     assert all(torch.allclose(getattr(left, f.name), getattr(whole, f.name), atol=1e-4) for f in dataclasses.fields(Traces))
-    from hirm.evaluation import episodes
-    episode = next(iter(episodes(world, 200, 0)))
+    from hirm.environments import common_episodes
+    episode = next(common_episodes(world, 200, "evaluation"))
     loss = hedge(policy, episode).loss
     (wanted,) = torch.autograd.grad((tail_weights(loss[:, :100], 0.95, 0.1).detach() * loss[:, :100]).sum(), policy.head)
     assert torch.allclose(left.slopes(0.95)[:, 0], wanted.flatten(1), atol=1e-6)
@@ -133,9 +135,9 @@ def test_scale_gap_sees_a_hedge_of_half_the_size():
 
 
 def test_the_same_paths_under_two_names_do_not_differ(monkeypatch):
-    import hirm.evaluation
-    draw = hirm.evaluation.stream
-    monkeypatch.setattr(hirm.evaluation, "stream", lambda seed, purpose, device: draw(seed, purpose.replace("low_again", "low"), device))
+    import hirm.environments
+    draw = hirm.environments.stream
+    monkeypatch.setattr(hirm.environments, "stream", lambda seed, purpose, device: draw(seed, purpose.replace("low_again", "low"), device))
     worlds = [ENVIRONMENTS["low"], dataclasses.replace(ENVIRONMENTS["low"], name="low_again")]
     seen = diagnose({"it": learned()}, worlds, 200, 0).stability.query("method == 'it' and set == 'all'")
     assert (seen["ig"] == 0).all() and seen["c1"].tolist() == pytest.approx([1, 1]) and seen["c3"].tolist() == pytest.approx([1, 1])

@@ -6,16 +6,17 @@ import pandas as pd
 import pytest
 import torch
 
-from hirm import evaluation
-from hirm.evaluation import (BLOCK, PROBES, LeaveOneEnvironmentOut, Last, Oracle, Outcome, Probe, Validation, calendar_pnl, costlier,
-                             crisis_table, cvar_error, digits, episodes, evaluate, interval, judge, jumpier, max_drawdown, metrics, outcomes, pnl_by_spot,
-                             relative_turnover, tail_quantiles)
+from hirm.environments import BLOCK, BLOCKS, ENVIRONMENTS, common_episodes
+from hirm.evaluation import (PROBES, Outcome, Probe, calendar_pnl, costlier, cvar_error, evaluate, judge, jumpier, max_drawdown, metrics, outcomes,
+                             pnl_by_spot, relative_turnover, tail_quantiles)
 from hirm.features import features
 from hirm.frictions import Proportional
-from hirm.hedging import ENVIRONMENTS, Episode, hedge, settle
+from hirm.hedging import Episode, hedge, settle
 from hirm.history import Windows, load_series
 from hirm.markets import Jumps, Paths
 from hirm.policies import BandPolicy, Delta
+from hirm.stats import interval
+from hirm.tables import crisis_table, digits
 
 CRISIS = ENVIRONMENTS["crisis"]
 PROBE = {probe.name: probe for probe in PROBES}
@@ -96,8 +97,8 @@ def test_a_member_does_not_depend_on_its_neighbours():
 
 
 def test_more_paths_begin_with_the_same_paths(monkeypatch):
-    monkeypatch.setattr(evaluation, "BLOCK", 100)
-    few, many = (torch.cat([e.payoff for e in episodes(CRISIS, n, 0)], -1) for n in (100, 250))
+    monkeypatch.setitem(BLOCKS, "evaluation", 100)
+    few, many = (torch.cat([e.payoff for e in common_episodes(CRISIS, n, "evaluation")], -1) for n in (100, 250))
     assert many.shape[-1] == 250 and torch.equal(many[:, :100], few)
     assert not torch.equal(many[:, 100:200], few)
 
@@ -180,7 +181,7 @@ def test_baselines_stand_in_every_table():
 
 
 def test_rule_probe_and_seeds_travel_with_the_result():
-    left = judge({"band": seeds(2)}, [CRISIS], 50, 0, seeds=(7, 9), selection=Validation().name, probe=PROBE["jumps"])
+    left = judge({"band": seeds(2)}, [CRISIS], 50, 0, seeds=(7, 9), selection="validation: high", probe=PROBE["jumps"])
     for frame in (left.metrics, left.tails, left.by_spot):
         assert set(frame["selection"]) == {"validation: high"} and set(frame["probe"]) == {"jumps"}
         assert set(frame.loc[frame["method"] == "band", "seed"]) == {7, 9}
@@ -231,19 +232,6 @@ def test_three_digits(value, text):
     assert digits(value) == text
 
 
-def test_rules_choose_by_what_they_may_see():
-    scores = pd.DataFrame({"candidate": [10, 10, 20, 20, 30, 30], "environment": ["high", "crisis"] * 3, "cvar95": [3.0, 5, 1, 6, 2, 4]})
-    assert [rule.choose(scores) for rule in (Last(), Validation("high"), Oracle("crisis"))] == [30, 20, 30]
-    assert [rule.name for rule in (Last(), Validation("high"), Oracle("crisis"), LeaveOneEnvironmentOut())] == [
-        "last", "validation: high", "oracle", "leave-one-environment-out"]
-    left_out = pd.DataFrame({"candidate": [1, 1, 2, 2], "environment": ["low", "medium"] * 2, "held_out": ["low"] * 4, "cvar95": [1.0, 9, 2, 3]})
-    assert LeaveOneEnvironmentOut().choose(left_out) == 1
-    with pytest.raises(ValueError, match="evaluate the candidates there"):
-        Validation("medium").choose(scores)
-    with pytest.raises(ValueError, match="train once without"):
-        LeaveOneEnvironmentOut().choose(left_out.assign(held_out="high"))
-
-
 @pytest.mark.parametrize("n_paths", [0, -5])
 def test_no_paths_are_refused(n_paths):
     with pytest.raises(ValueError, match="n_paths must be at least 1"):
@@ -251,4 +239,4 @@ def test_no_paths_are_refused(n_paths):
 
 
 def test_a_block_is_ten_thousand():
-    assert BLOCK == 10_000  # results depend on it
+    assert BLOCKS == {"evaluation": 10_000} and BLOCK == 2**14  # results depend on it

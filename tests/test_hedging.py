@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from hirm.frictions import Liquidity, Proportional, Quadratic
-from hirm.hedging import ENVIRONMENTS, clamp_path, hedge, recorded_environments, roll, sample_environments, settle, stack_episodes
+from hirm.environments import ENVIRONMENTS, recorded_environments, sample_environments
+from hirm.hedging import clamp_path, hedge, roll, settle, stack_episodes
 from hirm.history import calendar_windows, training_windows
 from hirm.policies import Delta
 

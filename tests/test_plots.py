@@ -8,7 +8,7 @@ from matplotlib.colors import to_hex, to_rgb
 
 from hirm import plots
 from hirm.evaluation import judge
-from hirm.hedging import ENVIRONMENTS
+from hirm.environments import ENVIRONMENTS
 from hirm.objectives import METHODS
 from hirm.plots import COLOURS, INK, WORLDS, colour, estimates
 

@@ -6,7 +6,8 @@ import torch
 
 from hirm import policies
 from hirm.features import COLUMNS, Scaler, features
-from hirm.hedging import ENVIRONMENTS, hedge, map_paths, stack_episodes
+from hirm.environments import ENVIRONMENTS
+from hirm.hedging import hedge, map_paths, stack_episodes
 from hirm.policies import POLICIES, Delta, DeltaVega, NoHedge, WhalleyWilmott
 
 

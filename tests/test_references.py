@@ -9,7 +9,8 @@ from scipy.stats import norm
 
 from hirm.evaluation import baselines, cvar_error
 from hirm.frictions import Proportional
-from hirm.hedging import Environment, hedge
+from hirm.environments import Environment
+from hirm.hedging import hedge
 from hirm.markets import GBM, Heston
 from hirm.policies import Delta, DeltaVega, NoHedge, WhalleyWilmott
 from hirm.pricing import EuropeanCall

@@ -12,8 +12,10 @@ import torch
 import yaml
 
 from hirm import runs as rooms
-from hirm.runs import (Record, Run, atomic_write, check_writable, collect, config_hash, project, provenance,
-                       read_tensors, run_folder, stream, write_tensors)
+from hirm.environments import stream
+from hirm.history import project
+from hirm.runs import (Record, Run, atomic_write, check_writable, collect, config_hash, provenance,
+                       read_tensors, run_folder, write_tensors)
 
 CONFIG = dict(method="irm", seed=3, penalty_weight=1e-3, tiny=1e-7, alpha=0.95, environments=("low", "medium"), note=None,
               device="cpu", n_seeds=4, runs="runs", name="x", again=False)

@@ -12,11 +12,12 @@ import torch
 import yaml
 
 from hirm import training
-from hirm.batches import bank, bank_loss, batches, random_labels, risk_unit
+from hirm.batches import batches, policy_loss, random_labels, risk_unit
 from hirm.config import SCALES, Config, as_config, judged_environments, training_environments
 from hirm.evaluation import relative_turnover
 from hirm.frictions import Proportional
-from hirm.hedging import ENVIRONMENTS, Environment, hedge
+from hirm.environments import ENVIRONMENTS, Environment, common_episodes
+from hirm.hedging import hedge
 from hirm.markets import GBM
 from hirm.objectives import METHODS
 from hirm.policies import Delta
@@ -358,7 +359,7 @@ def test_policies_of_different_kinds_are_not_loaded_together(tmp_path):
 def test_reference_unit_is_the_delta_hedge(tmp_path):
     options = config(tmp_path, n_validation=4000)
     low = ENVIRONMENTS["low"]
-    assert risk_unit(low, options) == pytest.approx(cvar(bank_loss(Delta(), bank(low, 4000, "unit")), 0.95).item())
+    assert risk_unit(low, options) == pytest.approx(cvar(policy_loss(Delta(), common_episodes(low, 4000, "unit")), 0.95).item())
     assert risk_unit(low, dataclasses.replace(options, risk_unit="spot")) == 1.0
     paid = risk_unit(low, dataclasses.replace(options, risk_unit="premium"))
     assert paid == pytest.approx(hedge(Delta(), low.episode(2, torch.Generator())).episode.premium[0, 0].item(), rel=1e-5)
@@ -367,7 +368,7 @@ def test_reference_unit_is_the_delta_hedge(tmp_path):
 def test_costs_scale_every_environment(tmp_path):
     dear, plain = (judged_environments(config(tmp_path, cost=m)) for m in (2.0, 1.0))
     for name in plain:
-        a, b = (hedge(Delta(), next(iter(bank(worlds[name], 50, "x")))).cost for worlds in (dear, plain))
+        a, b = (hedge(Delta(), next(common_episodes(worlds[name], 50, "x"))).cost for worlds in (dear, plain))
         assert torch.equal(a, 2 * b), name
 
 
@@ -410,7 +411,7 @@ def test_without_cost_the_learned_hedge_of_black_scholes_is_delta(tmp_path, monk
     options = Config(method="erm", environments="black_scholes", validate_on="black_scholes", aversion=100.0, risk_unit="spot", n_paths=1024, updates=200,
                      pretrain=0, ramp=0, validate_every=40, n_validation=20_000, realized_vol=False, runs=str(tmp_path / "runs"))
     learned = load_policy(train(options))
-    episodes = list(bank(frictionless, 100_000, "judge"))
+    episodes = list(common_episodes(frictionless, 100_000, "judge"))
     def price(policy):  # indifference price of the claim for aversion 1 on a spot of 100
         return 100 * entropic(torch.cat([hedge(policy, e).loss + e.premium for e in episodes], -1), 100.0).item()
     assert price(Delta()) == pytest.approx(2.85, abs=0.01)

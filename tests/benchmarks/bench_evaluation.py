@@ -20,8 +20,8 @@ import torch
 from bench_training import save
 from hirm.config import Config
 from hirm.evaluation import evaluate
-from hirm.hedging import ENVIRONMENTS
-from hirm.runs import project
+from hirm.environments import ENVIRONMENTS
+from hirm.history import project
 from hirm.training import Learner
 
 MEMBERS, PATHS = 10, 100_000

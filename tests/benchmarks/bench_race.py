@@ -18,7 +18,8 @@ import pandas as pd
 import torch
 
 from bench_training import BLACK_SCHOLES, DATES, save
-from hirm.batches import bank, bank_loss
+from hirm.batches import policy_loss
+from hirm.environments import common_episodes
 from hirm.config import Config
 from hirm.hedging import hedge, settle, stack_episodes
 from hirm.policies import Delta
@@ -35,7 +36,7 @@ def ours(policy, seed):
 
     def step():
         learner.update(next(done), stack_episodes([BLACK_SCHOLES.episode(PATHS, generators)], halves=2))
-    return step, lambda judged: cvar(bank_loss(learner.policy, judged)).item()
+    return step, lambda judged: cvar(policy_loss(learner.policy, judged)).item()
 
 
 def theirs(rate, seed):
@@ -76,7 +77,7 @@ CONTENDERS = {"ours, band": lambda seed: ours("band", seed), "ours, network": la
 
 def main(cap=CAP):
     torch.set_num_threads(1)
-    judged, rows = list(bank(BLACK_SCHOLES, JUDGED, "judge")), []
+    judged, rows = list(common_episodes(BLACK_SCHOLES, JUDGED, "judge")), []
     goal = cvar(torch.cat([hedge(Delta(), episode).loss for episode in judged], -1)).item()
     for name, make in CONTENDERS.items():
         for seed in SEEDS:

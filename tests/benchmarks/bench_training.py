@@ -28,9 +28,11 @@ import torch
 
 from hirm.config import Config
 from hirm.frictions import Proportional
-from hirm.hedging import ENVIRONMENTS, Environment, stack_episodes
+from hirm.environments import ENVIRONMENTS, Environment
+from hirm.hedging import stack_episodes
 from hirm.markets import GBM
-from hirm.runs import atomic_write, project, provenance
+from hirm.history import project
+from hirm.runs import atomic_write, provenance
 from hirm.training import Learner
 
 REPEATS, DATES = 11, 60
