@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from .environments import Environment, nameable_environments, one_of
-from .features import COLUMNS
+from .features import COLUMNS, USUAL
 from .history import history_file, load_series
 from .objectives import Schedule, find_method
 from .policies import POLICIES
@@ -42,6 +42,11 @@ def _at_least(config, least, *names):
             raise ValueError(f"{name} must be a finite number of at least {least}, got {value!r}; the usual value is {usual[name]}")
 
 
+def _names(text):
+    "Names in a comma-separated text."
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 @dataclass(frozen=True)
 class Config:
     "Everything that a training run depends on."
@@ -52,6 +57,7 @@ class Config:
     policy: str = "band"  # band | mlp
     environments: str = "low,medium,history_low,history_medium"  # trained on, comma-separated
     history: str = "sp500"  # sp500, or a CSV with the columns date, close and perhaps implied_vol
+    extra_features: str = ""  # further columns that the hedger sees, comma-separated, e.g. last_return
     realized_vol: bool = False  # whether the hedger sees the regime feature
     penalty_weight: float | list | None = None  # λ, or a list of λ's; None takes the method's own
     alpha: float = 0.95  # confidence of the CVaR
@@ -86,6 +92,8 @@ class Config:
         one_of("policy", self.policy, POLICIES)
         one_of("risk_unit", self.risk_unit, ("reference", "premium", "spot"))
         one_of("decay", self.decay, ("cosine", "constant"))
+        for name in _names(self.extra_features):
+            one_of("feature", name, COLUMNS)
         self.risk  # refuses a wrong alpha, smoothing or aversion
         _at_least(self, 0, "seed", "cost", "weight_decay", "pretrain", "ramp")
         _at_least(self, 1, "n_seeds", "updates", "width", "keep", "validate_every")
@@ -106,7 +114,7 @@ class Config:
     @property
     def names(self) -> list[str]:
         "Names of the training environments."
-        return [name.strip() for name in self.environments.split(",") if name.strip()]
+        return _names(self.environments)
 
     @property
     def risk(self) -> CVaR | Entropic:
@@ -132,7 +140,8 @@ class Config:
     @property
     def columns(self) -> tuple[str, ...]:
         "Features that the hedger sees."
-        return tuple(name for name in COLUMNS if self.realized_vol or name != "realized_vol")
+        usual = [name for name in USUAL if self.realized_vol or name != "realized_vol"]
+        return (*usual, *(name for name in _names(self.extra_features) if name not in usual))
 
     def members(self) -> list["Config"]:
         "One config per seed and penalty weight, each a run of its own."
@@ -159,9 +168,11 @@ def training_environments(config: Config) -> dict[str, Environment]:
 
 
 def judged_environments(config: Config) -> dict[str, Environment]:
-    "Trained on, validated on, and every test set."
-    seen = (*config.names, config.validate_on)
-    return {k: e for k, e in nameable_environments(config.history, config.cost).items() if k in seen or e.role == "test"}
+    "Trained on, validated on, and every test set of the families that were trained on."
+    known = nameable_environments(config.history, config.cost)
+    used = (*config.names, config.validate_on)
+    families = {known[name].family for name in config.names}
+    return {name: e for name, e in known.items() if name in used or (e.role == "test" and e.family in families)}
 
 # %% ../nbs/15_config.ipynb #0125a38c
 def as_config(

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from conftest import ROOT
-from hirm.config import Config, as_config
+from hirm.config import as_config, Config, judged_environments
 
 # Fields that named a run's folder when the published runs were trained.
 PUBLISHED_FIELDS = ("scale", "policy", "environments", "history", "realized_vol", "penalty_weight", "alpha", "cost", "risk_unit", "permute_labels",
@@ -49,3 +49,18 @@ def test_each_job_is_published_under_its_own_policy_and_columns(jobs, table):
 
 def test_a_hedger_does_not_see_the_realised_vol_unless_it_is_asked_to():
     assert "realized_vol" not in Config().columns and "realized_vol" in Config(realized_vol=True).columns
+
+
+def test_a_run_is_judged_on_the_families_that_it_was_trained_in():
+    regimes = judged_environments(Config(method="erm", environments="low,medium"))
+    coloured = judged_environments(Config(method="erm", environments="coloured_strong,coloured_weak", validate_on="coloured_home", extra_features="last_return"))
+    assert "crisis" in regimes and not any(name.startswith("coloured") for name in regimes)
+    assert "coloured_turned" in coloured and "crisis" not in coloured
+
+
+def test_extra_features_are_named_or_refused():
+    asked = dict(method="erm", environments="low,medium")
+    assert Config(**asked, extra_features="last_return").columns == ("delta", "gamma", "tau", "last_return")
+    assert Config(**asked, realized_vol=True).columns == ("delta", "gamma", "tau", "realized_vol")
+    with pytest.raises(ValueError, match="did you mean 'last_return'"):
+        Config(**asked, extra_features="last_retrun")
