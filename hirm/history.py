@@ -579,7 +579,7 @@ class Windows:
         "Raises ValueError at a clock that the record does not have."
         if n_steps != self.n_steps:
             raise ValueError(f"these windows last {self.n_steps} days, got n_steps={n_steps}; "
-                             f"build Windows(…, n_steps={n_steps})")
+                             f"build Windows(…, n_steps={n_steps}), or ask for n_steps={self.n_steps}")
         if abs(dt * DAYS_PER_YEAR - 1) > 1e-9:
             raise ValueError(f"recorded windows are daily, dt = 1/252, got dt={dt}; use 1/252 or a simulated market")
         if not 1 <= n_past <= self.n_past:
