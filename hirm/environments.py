@@ -4,20 +4,28 @@
 
 # %% auto #0
 __all__ = ['ENVIRONMENTS', 'BLOCK', 'BLOCKS', 'Environment', 'recorded_environments', 'sample_environments', 'one_of',
-           'nameable_environments', 'stream', 'common_episodes']
+           'nameable_environments', 'fingerprint', 'stream', 'common_episodes']
 
 # %% ../nbs/06_environments.ipynb #dc8ea63e
 import difflib
+import dis
 import hashlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from .frictions import Liquidity, Proportional
 from .hedging import Episode, join_instruments
-from .history import BANDS, CRISES, LAST_TRAINING_DAY, Windows, calendar_windows, history_file, training_windows
+from .history import BANDS, CRISES, LAST_TRAINING_DAY, Windows, calendar_windows, history_file, series_digest, training_windows
 from .markets import Heston, Jumps, SABR
 from .pricing import EuropeanCall, premium
 
@@ -113,10 +121,11 @@ def recorded_environments(
 
 
 _training = dict(centered=True, until=LAST_TRAINING_DAY, exclude=tuple(CRISES.values()))
-ENVIRONMENTS |= recorded_environments({
+_RECORDED = recorded_environments({
     **{f"history_{band}": Windows(low=BANDS[band][0], high=BANDS[band][1], **_training) for band in ("low", "medium")},
     **{name: Windows(start=start, end=end) for name, (start, end) in CRISES.items()},
 })
+ENVIRONMENTS |= _RECORDED
 
 # %% ../nbs/06_environments.ipynb #04f9d668
 def sample_environments(
@@ -156,13 +165,148 @@ def nameable_environments(
     cost: float = 1.0,  # multiple of every friction
 ) -> dict[str, Environment]:  # by name
     "Every environment that a run can name: the registry's, with its own history in place of the S&P 500."
-    simulated = {name: e for name, e in ENVIRONMENTS.items() if not isinstance(e.market, Windows)}
+    registered = {name: e for name, e in ENVIRONMENTS.items() if e is not _RECORDED.get(name)}  # simulated, or somebody's own
     source = history_file(history)
     recorded = recorded_environments(calendar_windows(source) | training_windows(source))
-    everything = simulated | recorded
+    everything = registered | {name: e for name, e in recorded.items() if name not in registered}
     if cost == 1:
         return everything
     return {name: replace(e, friction=cost * e.friction) for name, e in everything.items()}
+
+# %% ../nbs/06_environments.ipynb #06f00002
+def fingerprint(
+    thing,  # an environment, a method, a market or friction of a user's own, a function, a tensor, plain data
+) -> str:  # eight hexadecimal digits, the same in every process
+    "Say what a thing is, whatever it is called; TypeError for what has neither contents nor a name."
+    return hashlib.sha256(repr(_contents(thing, ())).encode()).hexdigest()[:8]
+
+
+def _contents(thing, within):
+    "Plain nested tuples that say what a thing is; `within` are the things that hold it, lest a circle be walked for ever."
+    if thing is None or isinstance(thing, (bool, str, bytes)):
+        return thing
+    if isinstance(thing, (int, float, np.generic)):
+        return _number(thing)
+    if isinstance(thing, (Tensor, np.ndarray)) and not getattr(thing.dtype, "hasobject", False):
+        return _array(thing)
+    for depth, holder in enumerate(within):
+        if holder is thing:
+            return "holder", depth
+    within = (*within, thing)
+    if isinstance(thing, Mapping):
+        return "mapping", sorted((repr(_contents(key, within)), _contents(value, within)) for key, value in thing.items())
+    if isinstance(thing, (set, frozenset)):
+        return "set", sorted(repr(_contents(one, within)) for one in thing)
+    if isinstance(thing, (list, tuple, np.ndarray)):
+        return "list", [_contents(one, within) for one in thing]
+    if isinstance(thing, CodeType):
+        return _code(thing, within)
+    if isinstance(thing, (type, FunctionType, ModuleType)):
+        return _named(thing, within)
+    return _object(thing, within)
+
+
+def _number(number):
+    "A number, whatever its type: 1 and 1.0 are one."
+    number = number.item() if isinstance(number, np.generic) else number
+    return float(number) if isinstance(number, int) and abs(number) < 2**53 else number
+
+
+def _array(array):
+    "A tensor or an array: its type, its shape and its bytes, wherever they lie."
+    if isinstance(array, Tensor):
+        kind, array = str(array.dtype), array.detach().cpu().resolve_conj().contiguous()
+        return kind, tuple(array.shape), hashlib.sha256(array.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+    return str(array.dtype), array.shape, hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+
+# %% ../nbs/06_environments.ipynb #06f00004
+_WHAT = ("role", "market", "friction", "instruments", "n_steps", "dt", "call")  # of an environment
+
+
+def _object(thing, within):
+    "An object: its class and its fields."
+    if isinstance(thing, Environment):
+        state = {name: getattr(thing, name) for name in _WHAT}
+    elif isinstance(thing, Windows):
+        state = vars(thing) | {"source": series_digest(thing.source)}
+    elif is_dataclass(thing):
+        state = {field.name: getattr(thing, field.name) for field in fields(thing)}
+    else:
+        state = _kept(thing)
+    return "object", _contents(type(thing), within), _contents(state, within)
+
+
+def _kept(thing):
+    "What pickle would keep of an object; what it has only remembered is left out."
+    try:
+        kept = thing.__reduce_ex__(4)
+    except TypeError as error:
+        raise TypeError(f"what a run depends on must have contents that can be told, got {type(thing).__name__} ({error}); "
+                        "make it a dataclass of numbers, tensors and functions") from error
+    if isinstance(kept, str):
+        return kept
+    build, given, state, *items = (*kept, None)[:5] if len(kept) == 2 else kept
+    if isinstance(state, dict):
+        remembered = {name for name in state if isinstance(getattr(type(thing), name, None), cached_property)}
+        state = {name: value for name, value in state.items() if name not in remembered}
+    return build, [one for one in given if one is not type(thing)], state, [list(some) for some in items if some is not None]
+
+# %% ../nbs/06_environments.ipynb #06f00005
+def _installed(thing):
+    "Whether a function or class is this package's, Python's, or of another package that is installed."
+    module = getattr(thing, "__module__", None) or "builtins"
+    top = module.partition(".")[0]
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return top == "hirm" or top in sys.stdlib_module_names or file is not None and Path(file).is_relative_to(sysconfig.get_paths()["purelib"])
+
+
+def _named(thing, within):
+    "A function or class by name, and a user's own also by its code."
+    if isinstance(thing, ModuleType):
+        return "module", thing.__name__
+    if _installed(thing):
+        return "name", f"{thing.__module__}.{thing.__qualname__}"
+    if isinstance(thing, type):
+        generated = ("__init__", "__repr__", "__eq__") if is_dataclass(thing) else ()
+        own = {name: _function_of(value) for name, value in vars(thing).items() if name not in generated}
+        own = {name: value for name, value in own.items() if name == "__call__" or not name.startswith("__") or isinstance(value, FunctionType)}
+        methods = {name: value for name, value in own.items() if _constant(value)}
+        return "class", thing.__qualname__, _contents(thing.__bases__, within), _contents(methods, within)
+    closed = [cell.cell_contents for cell in thing.__closure__ or ()]
+    called = {name: thing.__globals__[name] for name in _loaded(thing.__code__) if _constant(thing.__globals__.get(name))}
+    return "function", _contents([thing.__code__, thing.__defaults__, thing.__kwdefaults__, closed, called], within)
+
+
+def _function_of(value):
+    "The function inside a property, a class method or another wrapper; anything else as it is."
+    for name in ("__wrapped__", "fget", "func"):
+        inner = getattr(value, name, None)
+        if isinstance(inner, FunctionType):
+            return inner
+    return value
+
+
+def _constant(value):
+    "Whether a global or an attribute of a class is one that does not change while a program runs."
+    plain = isinstance(value, (bool, int, float, str, bytes, Tensor, np.ndarray, np.generic, type, FunctionType, ModuleType))
+    frozen = is_dataclass(value) and not isinstance(value, type) and value.__dataclass_params__.frozen
+    return plain or frozen or isinstance(value, (tuple, frozenset)) and all(map(_constant, value))
+
+
+def _loaded(code):
+    "Names of the globals that a piece of code reads, those of inner functions included."
+    names = {step.argval for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL"}
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            names |= _loaded(inner)
+    return sorted(names)
+
+
+def _code(code, within):
+    "What a piece of code does: its instructions, constants and names; neither where it stands nor its docstring."
+    constants = [constant for constant in code.co_consts if not isinstance(constant, str) or code.co_consts[0] is not constant]
+    names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
+    return code.co_code.hex(), _contents(constants, within), names
 
 # %% ../nbs/06_environments.ipynb #4f322f1c
 def stream(

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['DAYS_PER_YEAR', 'MIN_ROWS', 'FIT_ROWS', 'LAST_TRAINING_DAY', 'N_PAST', 'N_STEPS', 'CRISES', 'BANDS', 'EWMA',
-           'project', 'history_file', 'load_series', 'train_end', 'calendar', 'VarianceRule', 'variance_rule',
-           'trailing_vol', 'effective_number', 'Windows', 'calendar_windows', 'training_windows']
+           'project', 'history_file', 'load_series', 'series_digest', 'train_end', 'calendar', 'VarianceRule',
+           'variance_rule', 'trailing_vol', 'effective_number', 'Windows', 'calendar_windows', 'training_windows']
 
 # %% ../nbs/02_history.ipynb #dcb00ab0
 import functools
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -49,10 +50,9 @@ def project() -> Path:  # folder that holds settings.ini, or the working directo
 def history_file(
     history: str,  # sp500, or a path, relative to the working directory or to the project
 ) -> str:
-    "Where the recorded prices come from."
-    if history == "sp500" or Path(history).is_file():
-        return history
-    return str(project() / history)
+    "Where the recorded prices come from; a record names its file from the project."
+    anchored = project() / history
+    return str(anchored) if history != "sp500" and (anchored.is_file() or not Path(history).is_file()) else history
 
 # %% ../nbs/02_history.ipynb #66fbea40
 def _refuse(
@@ -140,6 +140,16 @@ def _per_version(
 
 
 _series = _per_version(load_series)
+
+
+@_per_version
+def series_digest(
+    source: str | Path = "sp500",  # "sp500" or a CSV
+) -> str:  # sixteen hexadecimal digits
+    "Fingerprint of the days and closes, in whatever file they stand."
+    series = _series(source)
+    columns = [series["date"].to_numpy().astype("datetime64[D]").astype(np.int64), *(series[name].to_numpy(dtype=float) for name in series.columns[1:])]
+    return hashlib.sha256(b"".join(column.tobytes() for column in columns)).hexdigest()[:16]
 
 # %% ../nbs/02_history.ipynb #37034bbc
 def _starts(
@@ -393,6 +403,7 @@ def _paths(
     return Paths(spot=spot, variance=variance, iv=iv, past=past, dt=1 / DAYS_PER_YEAR)
 
 # %% ../nbs/02_history.ipynb #8a50c2e5
+@_per_version
 def calendar_windows(
     source: str | Path = "sp500",  # "sp500" or a CSV
 ) -> dict[str, Windows]:  # name -> the windows that start in that range
@@ -400,6 +411,7 @@ def calendar_windows(
     return {name: Windows(source, start=start, end=end) for name, (start, end) in calendar(source).items()}
 
 
+@_per_version
 def training_windows(
     source: str | Path = "sp500",  # "sp500" or a CSV
 ) -> dict[str, Windows]:  # history_low and history_medium

@@ -36,7 +36,7 @@ def config_hash(
     config: dict,  # resolved parameters: text, numbers, booleans, None, and lists of these
 ) -> str:  # eight hexadecimal digits, the same in every process
     "Names the protocol: every field of `config` that can change a result, other than method and seed."
-    asked = {k: v for k, v in config.items() if k not in (*LOCAL, "method", "seed")}
+    asked = {k: v for k, v in config.items() if k not in (*LOCAL, "method", "seed", "history")}  # a file is known by its digest
     text = json.dumps(_plain(asked), sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
