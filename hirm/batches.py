@@ -57,7 +57,7 @@ def batches(
     for step in range(start, config.updates):
         if block != step // ahead:
             block = step // ahead
-            drawn = [environment.episode(ahead * config.n_paths, [stream(seed, f"train:{name}:{block}", config.device) for seed in seeds],
+            drawn = [environment.episode(ahead * config.n_paths, [stream(seed, f"train:{name}:{block}") for seed in seeds],
                                          device=config.device) for name, environment in environments.items()]
         first = (step % ahead) * config.n_paths
         yield stack_episodes([episode.take(slice(first, first + config.n_paths)) for episode in drawn], halves=2)
@@ -70,4 +70,4 @@ def random_labels(
     "Labels that say nothing: all environments become the same mixture of the true ones."
     n_environments, n_halves, half = episode.payoff.shape[1:]
     drawn = [torch.rand((n_environments, n_halves * half), generator=g, device=g.device) for g in generators]
-    return torch.stack(drawn).argsort(1)
+    return torch.stack(drawn).argsort(1).to(episode.payoff.device)

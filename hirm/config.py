@@ -14,6 +14,7 @@ import os
 import re
 from copy import copy
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from itertools import combinations, product
 from pathlib import Path
 from types import NoneType
@@ -23,7 +24,7 @@ import pandas as pd
 import torch
 
 from .environments import Environment, fingerprint, nameable_environments, one_of
-from .features import COLUMNS
+from .features import COLUMNS, USUAL
 from .history import Windows, history_file, load_series, project, series_digest
 from .objectives import Schedule, find_method
 from .policies import POLICIES
@@ -82,7 +83,7 @@ def read_whole(
 
 def _cure(name, usual):
     "What to write instead."
-    return "" if usual is None else f"; the usual value is -p {name} {usual}"
+    return "; leave it out" if usual is None else f"; the usual value is -p {name} {usual}"
 
 # %% ../nbs/15_config.ipynb #15c00010
 def read_text(
@@ -101,10 +102,10 @@ def read_names(
     value,  # text with commas, or a list of texts
 ) -> list[str]:
     "Read a list of names, each of which stands there once."
-    given = value if isinstance(value, (list, tuple)) else str(value).split(",")
-    names = [str(one).strip() for one in given]
+    given = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
+    names = [one.strip() if isinstance(one, str) else "" for one in given]
     if not all(names) or not names:
-        raise ValueError(f"{name} must be names with commas between them, got {value!r} with an empty place; fill or drop it")
+        raise ValueError(f"{name} must be names with commas between them and no empty place, got {value!r}; fill the place or drop it")
     for one in names:
         if names.count(one) > 1:
             raise ValueError(f"{name} must hold each name once, got {one!r} {names.count(one)} times; drop all but one")
@@ -223,6 +224,7 @@ class Config:
     policy: str = "band"  # band | mlp
     environments: str = "low,medium,history_low,history_medium"  # trained on, comma-separated
     history: str = "sp500"  # sp500, or a CSV with the columns date, close and perhaps implied_vol
+    extra_features: str = ""  # further columns that the hedger sees, comma-separated, e.g. last_return
     realized_vol: bool = False  # whether the hedger sees the regime feature
     penalty_weight: float | list | None = None  # λ, or several: 0.1,1,10; None takes the method's own
     alpha: float = 0.95  # confidence of the CVaR
@@ -252,8 +254,8 @@ class Config:
 
     def __post_init__(self):
         usual = {f.name: f.default for f in fields(self)} | SCALES["laptop"]
-        read_fields(self, usual, environments=_read_list, penalty_weight=read_weights, alpha=read_confidence, device=read_device,
-                    runs=read_folder, contents=_read_contents)
+        read_fields(self, usual, environments=_read_list, extra_features=_read_columns, penalty_weight=read_weights, alpha=read_confidence,
+                    device=read_device, runs=read_folder, contents=_read_contents)
         method = find_method(self.method)
         one_of("scale", self.scale, SCALES)
         self._fill({name: value for name, value in SCALES[self.scale].items() if getattr(self, name) is None})
@@ -303,7 +305,8 @@ class Config:
     @property
     def columns(self) -> tuple[str, ...]:
         "Features that the hedger sees."
-        return tuple(name for name in COLUMNS if self.realized_vol or name != "realized_vol")
+        usual = [name for name in USUAL if self.realized_vol or name != "realized_vol"]
+        return (*usual, *filter(None, self.extra_features.split(",")))
 
     def members(self) -> list["Config"]:
         "One config per seed and penalty weight, each a run of its own; what was checked together is not checked again."
@@ -328,9 +331,22 @@ def _read_list(name, value):
     return ",".join(read_names(name, value))
 
 
+def _read_columns(name, value):
+    "Columns beside the usual ones, in one spelling; none at all is allowed."
+    names = read_names(name, value) if value != "" else []
+    for column in names:
+        one_of("feature", column, [one for one in COLUMNS if one not in USUAL] if column not in COLUMNS else COLUMNS)
+        if column in USUAL:
+            cure = "-p realized_vol true shows it" if column == "realized_vol" else "it is always seen"
+            raise ValueError(f"{name} must be columns beside the usual ones, got {column!r}; drop it: {cure}")
+    return ",".join(names)
+
+
 def _found_history(history, expected):
     "The user's CSV, named from the project, and its fingerprint, after checking that it can be read; None for the S&P 500."
     if history == "sp500":
+        if expected is not None:
+            raise ValueError(f"history_digest is the fingerprint of a user's CSV, got {expected!r} with history sp500; leave it out")
         return {"history_digest": None}
     near, anchored = Path(history), project() / history
     if near.is_file() and anchored.is_file() and near.read_bytes() != anchored.read_bytes():
@@ -355,27 +371,37 @@ def _check_environments(config):
     if config.validate_on in config.names and not oracle:
         raise ValueError(f"validate_on must be an environment that is not trained on, got {config.validate_on!r} in environments {config.environments}; "
                          "take it out there, or choose checkpoints by another")
-    recorded = [(name, environment.market) for name, environment in trained.items() if isinstance(environment.market, Windows)]
-    for (name, one), (other, another) in combinations(recorded, 2):
-        if same := set(one.dates) & set(another.dates) if _same_record(one, another) else set():
+    for name, other in combinations(trained, 2):
+        if same := _shared_windows(trained[name].market, trained[other].market):
             raise ValueError(f"environments must not share recorded windows, got {name} and {other} with {len(same)} in common, "
-                             f"the first of {min(same):%Y-%m-%d}; leave one out")
-    judging = {name: e for name, e in known.items() if name == config.validate_on or e.role == "test"}
-    for (name, one), (other, environment) in product(recorded, judging.items()):
-        if other not in trained and trained[name].role != "test" and _share_a_day(one, environment.market):
+                             f"the first of {same[0]:%Y-%m-%d}; leave one out")
+    learnt_from = [name for name, environment in trained.items() if environment.role != "test"]
+    for name, other in product(learnt_from, judged_environments(config)):
+        if other not in trained and _share_a_day(trained[name].market, known[other].market):
             raise ValueError(f"what a run is chosen or judged by must not share a day with what it is trained on, got {other} and {name}; "
                              "leave one out, or cut them at different days")
 
+# %% ../nbs/15_config.ipynb #15c00029
+def _of_one_record(compare):
+    "Compare two markets where both are cut from the same closes; remembered, for a config is built often and windows never change."
+    remembered = lru_cache(maxsize=256)(lambda digest, one, another: compare(one, another))
 
-def _same_record(one, another):
-    "Whether two sets of windows are cut from the same closes."
-    return series_digest(one.source) == series_digest(another.source)
+    def compared(one, another):
+        if not isinstance(one, Windows) or not isinstance(another, Windows) or series_digest(one.source) != series_digest(another.source):
+            return ()
+        return remembered(series_digest(one.source), one, another)
+    return compared
 
 
+@_of_one_record
+def _shared_windows(one, another):
+    "Days on which windows of both sets start."
+    return sorted(set(one.dates) & set(another.dates))
+
+
+@_of_one_record
 def _share_a_day(one, another):
     "Whether some window of one set is open on a day on which one of the other is."
-    if not isinstance(another, Windows) or not _same_record(one, another):
-        return False
     mine, theirs = one.spans, another.spans  # start days increase, and last days with them
     before = theirs["start"].searchsorted(mine["last"], side="right")  # windows of the other that have begun when mine end
     latest = theirs["last"].iloc[(before - 1).clip(0)].to_numpy()
@@ -411,10 +437,11 @@ def judged_environments(
     config: Config,
     cost: float | None = None,  # multiple of every trading cost; the config's own if left out
 ) -> dict[str, Environment]:
-    "Trained on, validated on, and every test set."
-    seen = (*config.names, config.validate_on)
+    "Trained on, validated on, and every test set of the families that were trained on."
     known = nameable_environments(config.history, config.cost if cost is None else cost)
-    return {name: environment for name, environment in known.items() if name in seen or environment.role == "test"}
+    used = (*config.names, config.validate_on)
+    families = {known[name].family for name in config.names}
+    return {name: e for name, e in known.items() if name in used or (e.role == "test" and e.family in families)}
 
 # %% ../nbs/15_config.ipynb #0125a38c
 def as_config(

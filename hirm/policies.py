@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu_
 
-from .features import COLUMNS, Scaler, features
+from .features import COLUMNS, USUAL, Scaler, features
 from .hedging import Episode, clamp_path, join_instruments, roll
 from .pricing import model_hedge
 
@@ -141,7 +141,7 @@ class _Learned(nn.Module):
 
     def __init__(self,
         generators: list[torch.Generator],  # one per member, for the initial weights
-        columns: tuple[str, ...] = tuple(COLUMNS),  # features, in order
+        columns: tuple[str, ...] = USUAL,  # features, in order
         width: int = 32,  # units of each of the two hidden layers
         n_instruments: int = 1,  # 1 spot, 2 spot and variance swap
     ):

@@ -18,7 +18,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from .history import Windows
-from .markets import GBM, SABR, Heston, Jumps, Paths
+from .markets import GBM, SABR, Heston, Jumps, Momentum, Paths
 
 # %% ../nbs/03_pricing.ipynb #b1b36d68
 def _tensors(
@@ -285,7 +285,7 @@ def _model_premium(market: GBM | Heston | SABR | Jumps, strike: float, maturity:
 
 # %% ../nbs/03_pricing.ipynb #54f8e11e
 def premium(
-    market: GBM | Heston | SABR | Jumps | Windows,  # the dynamics that the seller believes in
+    market: GBM | Heston | SABR | Jumps | Momentum | Windows,  # the dynamics that the seller believes in
     call: EuropeanCall,  # what is sold
     maturity: float,  # years to expiry
     paths: Paths | None = None,  # recorded windows, needed where market is Windows
@@ -293,6 +293,8 @@ def premium(
     "What the call sells for on date 0: the model's price, or on history Black-Scholes at each window's implied vol."
     if not 0 < maturity < math.inf:
         raise ValueError(f"maturity must be positive and finite, got {maturity}; 60 trading days are 60 / 252 years")
+    if isinstance(market, Momentum):  # sold as if nobody had noticed
+        market = market.base
     if not isinstance(market, Windows):
         return _model_premium(market, call.strike, maturity)
     if paths is None:

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LOCAL', 'PACKAGES', 'STATES', 'config_hash', 'run_folder', 'atomic_write', 'check_writable', 'write_tensors',
-           'read_tensors', 'provenance', 'Record', 'Checkpoints', 'Run', 'collect', 'publish', 'published']
+           'read_tensors', 'provenance', 'Record', 'Checkpoints', 'Run', 'asked_in_the_same_words', 'collect',
+           'publish', 'published']
 
 # %% ../nbs/14_runs.ipynb #e7997fb7
 import hashlib, json, math, os, platform, shutil, subprocess, time
@@ -352,6 +353,22 @@ class Run(Checkpoints):
     def _seconds(self):
         "Seconds spent so far, those of killed processes included."
         return self._before + time.monotonic() - self._began
+
+# %% ../nbs/14_runs.ipynb #14c00002
+def asked_in_the_same_words(
+    run: Record,  # which is about to be made
+    config: dict,  # resolved parameters of its member
+) -> dict[str, list[str]]:  # name of an earlier run -> what has become another since
+    "Earlier runs whose every word was the same, and whose names stood for something else."
+    words = {k: v for k, v in config.items() if k not in (*LOCAL, "contents")}
+    earlier = {}
+    for path in run.folder.parent.glob(f"{config['method']}-s{config['seed']}-????????/config.yaml"):
+        kept = yaml.safe_load(path.read_text())
+        meant = kept.pop("contents", None) or {}
+        changed = [name for name, now in config["contents"].items() if meant.get(name) not in (None, now)]
+        if changed and kept == words:
+            earlier[path.parent.name] = changed
+    return earlier
 
 # %% ../nbs/14_runs.ipynb #882160f8
 def collect(

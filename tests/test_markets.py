@@ -10,7 +10,7 @@ import QuantLib as ql
 import torch
 from scipy.stats import norm
 
-from hirm.markets import BLOCK, GBM, SABR, Heston, Jumps, concat, normals, stack
+from hirm.markets import BLOCK, GBM, SABR, Heston, Jumps, Momentum, concat, normals, stack
 
 N_PATHS = int(os.environ.get("HIRM_PATHS", 200_000))
 DAY = 1 / 252
@@ -318,3 +318,43 @@ def test_bad_input_is_refused_with_a_cure(build, message):
     with pytest.raises(ValueError) as error:
         build()
     assert message in str(error.value) and "; " in str(error.value)
+
+
+# momentum
+
+@pytest.mark.parametrize("base", (GBM(0.2), MEDIUM, Jumps(MEDIUM, **FALLS), SABR(0.18, 1, 0.7, -0.3)), ids=("gbm", "heston", "bates", "sabr"))
+def test_momentum_of_nothing_is_its_base_bit_for_bit(base):
+    paths, plain = (market.simulate(200, 60, DAY, seeded(0)) for market in (Momentum(base, 0.0), base))
+    for name in plain._tensors():
+        assert torch.equal(getattr(paths, name), getattr(plain, name)), name
+
+
+@pytest.mark.parametrize("phi", (-0.4, -0.3, 0.1, 0.4))
+def test_momentum_has_the_autocorrelation_that_it_says(phi):
+    paths = Momentum(GBM(0.18), phi).simulate(20_000, 60, DAY, seeded(1), dtype=torch.float64)
+    returns = torch.cat([paths.past, paths.spot.log().diff(dim=-1)], -1)[0]
+    products, squares = returns[:, 1:] * returns[:, :-1], returns[:, :-1].square()
+    estimate = products.sum() / squares.sum()
+    error = (products - estimate * squares).sum(1).std() * len(returns) ** 0.5 / squares.sum()  # paths are independent, their days are not
+    assert abs(estimate - phi) < 3 * error < 0.02
+
+
+def test_momentum_moves_the_price_and_neither_quote_nor_past_variance():
+    market = Momentum(MEDIUM, 0.3)
+    paths, plain = (m.simulate(50, 60, DAY, seeded(2), dtype=torch.float64) for m in (market, MEDIUM))
+    assert torch.equal(paths.iv, plain.iv) and torch.equal(paths.variance, plain.variance)
+    base, own = (torch.cat([p.past, p.spot.log().diff(dim=-1)], -1) for p in (plain, paths))
+    assert torch.allclose(own[..., 0], base[..., 0]) and torch.allclose(own[..., 1:], base[..., 1:] + 0.3 * own[..., :-1])
+
+
+def test_members_of_momentum_do_not_depend_on_their_neighbours():
+    market = Momentum(MEDIUM, 0.2)
+    both = market.simulate(100, 30, DAY, [seeded(3), seeded(4)])
+    assert torch.equal(both.spot[1:], market.simulate(100, 30, DAY, seeded(4)).spot)
+
+
+@pytest.mark.parametrize("base, phi, message", ((GBM(0.2), 1.0, "phi must lie in"), (GBM(0.2), -1.5, "phi must lie in"), (GBM(0.2), float("nan"), "phi must lie in"),
+                                                (GBM(0.2), True, "phi must lie in"), (0.2, 0.1, "base must be a market"), (SABR(0.3, 0.5, 0.7, -0.3), 0.1, "base must be a market")))
+def test_momentum_refuses_what_is_none(base, phi, message):
+    with pytest.raises(ValueError, match=message):
+        Momentum(base, phi)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hirm import policies
-from hirm.features import COLUMNS, Scaler, features
+from hirm.features import COLUMNS, USUAL, Scaler, features
 from hirm.environments import ENVIRONMENTS
 from hirm.hedging import hedge, map_paths, stack_episodes
 from hirm.policies import POLICIES, Delta, DeltaVega, NoHedge, WhalleyWilmott
@@ -148,7 +148,7 @@ def test_inventory_has_a_scale_of_its_own():
     policy.scale(Scaler(torch.full((2, 4), 5.0).double(), torch.full((2, 4), 3.0).double()))
     recurrent = policy.weight1[..., len(policy.columns):]
     assert recurrent.shape[-1] == 1 and not torch.equal(policy(plain), before)
-    assert "inventory" not in COLUMNS and policy.mean.shape == (2, len(COLUMNS))
+    assert "inventory" not in COLUMNS and policy.mean.shape == (2, len(USUAL))
 
 
 def test_a_probe_distorts_one_column_and_nothing_else():

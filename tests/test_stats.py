@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 import scipy.stats as st
 
-from hirm.stats import (CONTROLS, CRITERIA, Criteria, apart, bca, block_interval, compare, cvar_standard_error, degradation, holm, iqm,
-                        log_ratio, pair, pnl_difference, probability_of_improvement, sign_flip, verdict, within)
+from hirm.stats import (CONTROLS, CRITERIA, PLANTED, apart, bca, block_interval, compare, Criteria, cvar_standard_error, degradation, dose_slope, holm,
+                        iqm, label_effect, log_ratio, pair, Planted, planted_verdict, pnl_difference, probability_of_improvement,
+                        regret, sign_flip, verdict, within)
 
 ONE = replace(CRITERIA, methods=("irm",), ties=(), beats=())
 
@@ -357,3 +358,101 @@ def test_preregistration_holds_the_numbers_of_the_code():
     page = (Path(__file__).parents[1] / "book" / "preregistration.md").read_text()
     written = {name: ast.literal_eval(value) for name, value in re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", page, flags=re.M) if hasattr(CRITERIA, name)}
     assert written == asdict(CRITERIA)
+
+
+# what the labels add
+
+def arms(levels, n_seeds=12, environment="turned", noise=0.02, seed=0):
+    "A tidy frame of one metric: arms with a common luck per seed."
+    rng = np.random.default_rng(seed)
+    luck = rng.normal(0, 0.1, n_seeds)
+    rows = [dict(method=m, seed=s, environment=environment, cvar95=level * np.exp(luck[s] + rng.normal(0, noise))) for m, level in levels.items() for s in range(n_seeds)]
+    return pd.DataFrame(rows)
+
+
+FOUR = {"erm": 5.0, "irm": 2.0, "erm_permuted": 4.0, "irm_permuted": 3.2}
+
+
+def test_ratio_is_rho_times_lambda_and_the_levels_stand_beside():
+    table = label_effect(arms(FOUR), "irm", "turned")
+    assert table.loc["ratio", "estimate"] == pytest.approx(table.loc["rho", "estimate"] * table.loc["Lambda", "estimate"])
+    assert table.loc["Lambda", "estimate"] == pytest.approx(0.4 / 0.8, rel=0.03) and table.loc["rho", "estimate"] == pytest.approx(0.8, rel=0.03)
+    exact = label_effect(arms(FOUR, noise=0), "irm", "turned").iloc[0]
+    assert exact["irm"] / exact["erm"] == pytest.approx(0.4) and exact["irm_permuted"] / exact["erm_permuted"] == pytest.approx(0.8)
+
+
+def test_lambda_is_paired_by_seed():
+    narrow, wide = (label_effect(frame, "irm", "turned").loc["Lambda"] for frame in (arms(FOUR), arms(FOUR, noise=0.1)))
+    assert narrow["high"] - narrow["low"] < 0.3 * (wide["high"] - wide["low"])  # the common luck of a seed is gone
+
+
+@pytest.mark.parametrize("law", ("normal", "t"))
+def test_the_interval_of_lambda_covers_what_it_says(law):
+    rng, hits = np.random.default_rng(1), 0
+    draw = (lambda: rng.normal(0, 0.2, 10)) if law == "normal" else (lambda: 0.1 * rng.standard_t(3, 10))
+    for _ in range(250):
+        logs = {m: np.log(level) + draw() for m, level in FOUR.items()}
+        frame = pd.concat([pd.DataFrame({"method": m, "seed": range(10), "environment": "turned", "cvar95": np.exp(x)}) for m, x in logs.items()])
+        low, high = label_effect(frame, "irm", "turned").loc["Lambda", ["low", "high"]]
+        hits += low < 0.5 < high
+    assert 0.91 < hits / 250 <= 0.99  # three standard errors are 0.041
+
+
+def test_a_twin_without_a_seed_is_refused():
+    frame = arms(FOUR)
+    with pytest.raises(ValueError, match="lacks seed"):
+        label_effect(frame[~((frame["method"] == "irm_permuted") & (frame["seed"] == 3))], "irm", "turned")
+    lost = frame["method"].isin(["irm_permuted", "erm_permuted"]) & (frame["seed"] == 3)
+    with pytest.raises(ValueError, match=r"seed\(s\) \[3\] on one side"):
+        label_effect(frame[~lost], "irm", "turned")
+
+
+def test_the_slope_over_the_dose_is_a_seeds_own():
+    rng = np.random.default_rng(0)
+    level = rng.normal(0, 5, 10)  # what differs between seeds and not between doses is no noise
+    claim = dose_slope(pd.DataFrame({d: level - 2 * d + rng.normal(0, 0.01, 10) for d in (0, 0.1, 0.2, 0.4)}))
+    assert claim.estimate == pytest.approx(-2, abs=0.1) and claim.p < 1e-6
+    assert dose_slope(pd.DataFrame({d: level + 2 * d for d in (0, 0.1, 0.2)})).p > 0.999
+    with pytest.raises(ValueError, match="three doses"):
+        dose_slope(pd.DataFrame({0.0: [1.0, 2, 3], 0.1: [1.0, 2, 3]}))
+
+
+def planted_frame(curves, n_seeds=30, noise=0.02):
+    "Every arm's risk over the whole range of strengths."
+    frames = [arms({m: levels[i] for m, levels in curves.items()}, n_seeds, e, noise, seed=i) for i, e in enumerate(PLANTED.environments)]
+    return pd.concat(frames, ignore_index=True)
+
+
+BLIND = (1.4, 1.25, 1.35, 1.5, 1.7, 2.0)
+BAIT = (0.3, 1.2, 2.1, 3.0, 4.0, 5.2)
+CONTRARIAN = (2.6, 1.8, 1.6, 1.5, 1.3, 1.2)
+
+
+def test_regret_is_the_worst_ratio_over_the_whole_range():
+    frame = planted_frame({"erm_blind": BLIND, "erm": BAIT, "irm": CONTRARIAN}, noise=0)
+    assert regret(frame, "erm", "erm_blind", PLANTED.environments).mean() == pytest.approx(5.2 / 2.0)
+    assert regret(frame, "irm", "erm_blind", PLANTED.environments).mean() == pytest.approx(2.6 / 1.4)  # best where it turned, and no invariance
+    assert (regret(frame, "erm_blind", "erm_blind", PLANTED.environments) == 1).all()
+
+
+def test_the_planted_verdict_asks_for_both_and_sees_a_contrarian():
+    flat = tuple(1.05 * x for x in BLIND)
+    curves = {"erm_blind": BLIND, "erm": BAIT, "hirm": flat, "hirm_permuted": BAIT, "vrex": flat, "vrex_permuted": flat, "irm": CONTRARIAN, "irm_permuted": CONTRARIAN}
+    table = planted_verdict(planted_frame(curves), np.random.default_rng(0))
+    assert table.loc["hirm", "verdict"] == "holds" and table.loc["hirm", "flat"] == 1
+    assert table.loc["vrex", "verdict"] == "not shown"  # its twin is as flat: regularisation
+    assert table.loc["irm", "flat"] == 0 and table.loc["irm", "to_erm"] < 0.9 and table.loc["irm", "verdict"] == "not shown"
+    few = planted_verdict(planted_frame(curves, n_seeds=10), np.random.default_rng(0))
+    assert few["verdict"].str.startswith("interim: ").all()
+
+
+def test_a_regret_just_inside_the_margin_is_not_shown():
+    curves = {"erm_blind": BLIND, "erm": BAIT, "hirm": tuple(0.93 * x for x in BAIT), "hirm_permuted": BAIT}
+    frame = planted_frame(curves)
+    assert planted_verdict(frame, np.random.default_rng(0), replace(PLANTED, others=())).loc["hirm", "verdict"] == "not shown"
+
+
+@pytest.mark.parametrize("wrong, message", ((dict(improvement=10), "for 10 % write 0.10"), (dict(flat=0.9), "flat must be above 1"), (dict(seeds=2), "at least 3")))
+def test_planted_criteria_in_per_cent_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        Planted(**wrong)
