@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from conftest import ROOT
+from hirm.campaign import Plan, jobs as campaign_jobs
 from hirm.config import Config, RANGES, as_config, judged_environments, read_claim, read_whole, training_environments
 from hirm.environments import ENVIRONMENTS, Environment, fingerprint, nameable_environments
 from hirm.features import COLUMNS
@@ -46,11 +47,8 @@ PUBLISHED_FIELDS = ("scale", "policy", "environments", "history", "realized_vol"
 
 @pytest.fixture(scope="module")
 def jobs():
-    "Every training job of the Snakefile, by experiment and name."
-    tables = (ROOT / "Snakefile").read_text().split("\nrule ", 1)[0]
-    names = {"config": {}, "shell": type("Shell", (), {"prefix": staticmethod(str)})}
-    exec(tables, names)
-    return names["JOBS"]
+    "Parameters of every training job as it is asked for by default, by campaign and name."
+    return {campaign: {job.name: job.parameters for job in campaign_jobs(campaign, Plan())} for campaign in ("phase1", "learning")}
 
 
 def published_name(member: Config) -> str:
