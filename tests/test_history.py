@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
+from conftest import HANGS
 from hirm.history import (
     BANDS, CRISES, EWMA, VarianceRule, Windows, calendar, calendar_windows, effective_number, load_series, train_end, training_windows,
     trailing_vol, variance_rule,
@@ -634,7 +635,7 @@ def test_nothing_is_loaded_on_import():
     import sys
 
     code = "import sys, hirm.history; sys.exit(any(name in sys.modules for name in ('skfolio', 'arch')))"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], timeout=HANGS).returncode == 0
 
 
 def test_no_direction_can_be_earned_in_training_and_crises_stay_as_they_happened():

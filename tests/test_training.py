@@ -4,13 +4,13 @@ import json
 import signal
 import subprocess
 import sys
-import time
 
 import pandas as pd
 import pytest
 import torch
 import yaml
 
+from conftest import HANGS
 from hirm import training
 from hirm.batches import batches, policy_loss, random_labels, risk_unit
 from hirm.config import SCALES, Config, judged_environments, training_environments
@@ -59,7 +59,7 @@ def test_same_seed_same_record_and_another_seed_another(tmp_path):
 def test_same_seed_in_a_fresh_process(tmp_path):
     here = train(config(tmp_path / "here", method="irm"))[0]
     code = f"from hirm.config import Config; from hirm.training import train; import torch; torch.set_num_threads(1); train(Config(runs={str(tmp_path / 'there')!r}, **{dict(SMALL, method='irm')!r}))"
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=HANGS)
     assert log(here) == (tmp_path / "there" / here.folder.name / "metrics.jsonl").read_bytes()
 
 
@@ -222,28 +222,35 @@ def test_divergence_stops_the_run_and_names_the_member(tmp_path):
         learner.update(5, episode)
 
 
-def kill_in_the_middle(folder, options):
-    "Start a training process and kill it as soon as it has kept a state."
-    code = f"from hirm.config import Config; from hirm.training import train; import torch; torch.set_num_threads(1); train(Config(**{options!r}))"
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    for _ in range(600):
-        states = list(folder.rglob("last.safetensors"))
-        if len(states) >= options.get("n_seeds", 1):
-            break
-        time.sleep(0.05)
-    time.sleep(0.1)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert states, "the run kept no state before the time was up"
+def killed_at(step, options):
+    "Train in a process of its own that is killed when it comes to an update: no clock decides when."
+    code = f"""
+import os, signal, torch
+from hirm.config import Config
+from hirm.training import Learner, train
+torch.set_num_threads(1)
+update = Learner.update
+def last(self, step, episode):
+    if step == {step}: os.kill(os.getpid(), signal.SIGKILL)
+    return update(self, step, episode)
+Learner.update = last
+train(Config(**{options!r}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANGS)
+    assert done.returncode == -signal.SIGKILL, done.stderr
 
 
 @pytest.mark.parametrize("method, n_seeds", [("irm", 1), ("groupdro", 2)])
-def test_killed_and_resumed_equals_uninterrupted(tmp_path, method, n_seeds):
-    options = {**SMALL, "method": method, "n_seeds": n_seeds, "updates": 300, "pretrain": 50, "ramp": 50, "validate_every": 30}
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, method, n_seeds):
+    options = {**SMALL, "method": method, "n_seeds": n_seeds, "updates": 40, "pretrain": 5, "ramp": 5, "validate_every": 10}
     whole = train(Config(**options, runs=str(tmp_path / "whole")))
-    kill_in_the_middle(tmp_path / "killed", {**options, "runs": str(tmp_path / "killed")})
-    cut = Config(**options, runs=str(tmp_path / "killed"))
+    killed_at(25, {**options, "runs": str(tmp_path / "killed")})
+    cut, done = Config(**options, runs=str(tmp_path / "killed")), []
+    assert [sorted(run.states()) for run in map(Run, (run.folder for run in records(cut)))] == [[10, 20]] * n_seeds
+    update = Learner.update
+    monkeypatch.setattr(Learner, "update", lambda self, step, episode: done.append(step) or update(self, step, episode))
     again = train(cut)
+    assert done == list(range(20, 40))
     for a, b in zip(whole, again):
         assert log(a) == log(b) and a.manifest() == b.manifest()
         assert all(torch.equal(x, y) for x, y in zip(a.best()[0].values(), b.best()[0].values()))
