@@ -564,6 +564,10 @@ class Windows:
             if first and last and first > last:  # ISO days sort as text
                 raise ValueError(f"a range of days must run forward, got {first}…{last}; swap the two")
 
+    def contents(self) -> dict:
+        "What the windows are, for the fingerprint: the closes themselves in place of the file's name."
+        return vars(self) | {"source": series_digest(self.source)}
+
     @property
     def spans(self) -> pd.DataFrame:  # one row per window
         "Days of every window: `past` (the first close it knows), `start` and `last`."

@@ -16,7 +16,8 @@ import pandas as pd
 
 from .config import Config, judged_environments
 from .evaluation import PROBES, Judgement, Probe, judge
-from .environments import Environment, nameable_environments, one_of
+from .environments import Environment, nameable_environments
+from .parameters import one_of
 from .policies import POLICIES
 from .history import project
 from .runs import Checkpoints, check_writable, collect, publish

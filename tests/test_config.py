@@ -16,13 +16,14 @@ import torch
 
 from conftest import ROOT
 from hirm.campaign import Plan, jobs as campaign_jobs
-from hirm.config import Config, RANGES, as_config, judged_environments, read_claim, read_whole, training_environments
-from hirm.environments import ENVIRONMENTS, Environment, fingerprint, nameable_environments
+from hirm.config import Config, as_config, judged_environments
+from hirm.environments import ENVIRONMENTS, Environment, nameable_environments
 from hirm.features import COLUMNS
 from hirm.frictions import Proportional
 from hirm.history import Windows
 from hirm.markets import GBM
-from hirm.objectives import METHODS, Method
+from hirm.objectives import METHODS
+from hirm.parameters import fingerprint, read_claim, read_whole
 from hirm.runs import config_hash
 from hirm.training import load_policy, train
 
@@ -349,7 +350,7 @@ SCRIPT = """
 import torch
 from dataclasses import dataclass
 from functools import cached_property
-from hirm.environments import fingerprint
+from hirm.parameters import fingerprint
 
 FACTOR = {factor}
 
