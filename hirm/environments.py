@@ -121,8 +121,8 @@ def recorded_environments(
     environments = {}
     for name, market in windows.items():
         if name not in _SPREADS:
-            raise ValueError(f"a half-spread is known for {', '.join(_SPREADS)}, got {name!r}; say what trading costs there: "
-                             f"Environment({name!r}, 'test', windows, Proportional(5e-4)) is 5 bp")
+            cure = f"Environment({name!r}, 'test', windows, Proportional(5e-4)) says that it is 5 bp"
+            raise ValueError(f"a half-spread is known for {', '.join(_SPREADS)}, got {name!r}; {cure}")
         role = "train" if name.startswith("history_") else "test"
         friction = Proportional(_SPREADS[name] * 1e-4)
         environments[name] = Environment(name, role, market, friction, source=f"{market.source}, daily closes")

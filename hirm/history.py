@@ -314,7 +314,7 @@ def _check_moves(
     _warn(stretch >= _STILL, close, source, slow, "leave out days without trading")
     leap = np.log(close).diff()
     move = (100 * np.expm1(leap)).map("{:+.1f} %".format)
-    large = "close moves by a fifth or more in a day"
+    large = "close moves by about a fifth or more in a day"
     _warn(leap.abs() > _LEAP, move, source, large, "if it is a split, give closes adjusted for it")
 
 # %% ../nbs/02_history.ipynb #6ee716a9

@@ -176,7 +176,8 @@ class _Learned(nn.Module):
         "Refuses a trade in more or fewer instruments than the policy has outputs for."
         given = episode.prices.shape[-1]
         if given != self.n_instruments:
-            raise ValueError(f"{type(self).__name__} trades {self.n_instruments} instrument(s), got an episode with {given}; "
+            raise ValueError(f"{type(self).__name__} trades {self.n_instruments} instrument(s), "
+                             f"got an episode with {given}; "
                              f"build it with n_instruments={given}, or change the environment's instruments")
 
     def _first(self):

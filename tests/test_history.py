@@ -529,7 +529,7 @@ def split(*events):
 
 
 WARNED = {
-    "split": (split((150, 4)), r"moves by a fifth or more in a day, got '-7\d\.\d %' in row 152 \(1 such\); if it is a split"),
+    "split": (split((150, 4)), r"moves by about a fifth or more in a day, got '-7\d\.\d %' in row 152 \(1 such\); if it is a split"),
     "five for four": (split((150, 1.25)), "in row 152 "),
     "splits and a reverse split": (split((100, 2), (200, 3), (300, 0.1)), r"\(3 such, in rows 102, 202, 302\)"),
     "a pause": (lambda: without("2016-02-01", "2016-02-19"), "more than 11 days between two rows count as one day, got '24 days after the row before' in row 284 "),
