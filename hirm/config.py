@@ -241,7 +241,7 @@ def _check_environments(config):
     known = nameable_environments(config.history, config.cost)
     for name in (*config.names, config.validate_on):
         one_of("environment", name, known)
-    find_method(config.method).check(len(config.names), config.weights)
+    find_method(config.method).check(len(config.names), config.weights, config.permute_labels)
     trained = {name: known[name] for name in config.names}
     oracle = any(environment.role == "test" for environment in trained.values()) and known[config.validate_on].role != "test"
     if config.validate_on in config.names and not oracle:
