@@ -45,12 +45,18 @@ class Environment:
             refuse("market must have `simulate`", type(self.market).__name__, "give Heston(…), Windows(…) or a market of your own")
         if not hasattr(self.friction, "cost"):
             refuse("friction must have `cost`", type(self.friction).__name__, "a half-spread of 2 bp is Proportional(2e-4)")
-        if not isinstance(self.instruments, tuple) or not {"spot"} <= set(self.instruments) <= {"spot", "variance_swap"}:
-            refuse("instruments must be a tuple of spot and perhaps variance_swap", self.instruments, 'write ("spot",) or ("spot", "variance_swap")')
+        if self.instruments not in (("spot",), ("spot", "variance_swap")):  # policies know them by their place
+            refuse("instruments must be a tuple of spot and perhaps variance_swap, in this order", self.instruments,
+                   'write ("spot",) or ("spot", "variance_swap")')
         if self.n_steps < 1:
             refuse("n_steps must be at least 1", self.n_steps, "the house trades 60 days")
         if not self.dt > 0:
             refuse("dt must be positive", self.dt, "a trading day is 1/252 years")
+        if hasattr(self.market, "check_clock"):  # a record has a clock of its own, and the premium must be for the same
+            try:
+                self.market.check_clock(self.n_steps, self.dt)
+            except ValueError as error:
+                raise ValueError(f"environment {self.name!r}: {error}") from None
 
     def episode(self,
         n_paths: int | None,  # paths per member; None for every recorded window in order
@@ -101,16 +107,23 @@ ENVIRONMENTS: dict[str, Environment] = {e.name: e for e in [
 ]}
 
 # %% ../nbs/06_environments.ipynb #5f9f8a1f
-_SPREADS = {"history_low": 1, "history_medium": 2, "gfc": 10, "volmageddon": 5, "covid": 10, "bear_2022": 5, "holdout": 2}  # bps
+_SPREADS = {"history_low": 1, "history_medium": 2, "gfc": 10, "volmageddon": 5, "covid": 10, "bear_2022": 5, "holdout": 2, "worst": 10}  # bps
 
 
 def recorded_environments(
     windows: dict[str, Windows],  # name -> windows, e.g. from `calendar_windows` and `training_windows`
 ) -> dict[str, Environment]:
     "Recorded windows with the half-spread of their regime; `history_…` are for training, all else for testing."
-    return {name: Environment(name, "train" if name.startswith("history_") else "test", market,
-                              Proportional(_SPREADS[name] * 1e-4), source=f"{market.source}, daily closes")
-            for name, market in windows.items()}
+    environments = {}
+    for name, market in windows.items():
+        kind = "worst" if name.startswith("worst_") else name  # a worst stretch pays what a crisis pays
+        if kind not in _SPREADS:
+            cure = f"Environment({name!r}, 'test', windows, Proportional(5e-4)) says that it is 5 bp"
+            raise ValueError(f"a half-spread is known for {', '.join(_SPREADS)}, got {name!r}; {cure}")
+        role = "train" if name.startswith("history_") else "test"
+        friction = Proportional(_SPREADS[kind] * 1e-4)
+        environments[name] = Environment(name, role, market, friction, source=f"{market.source}, daily closes")
+    return environments
 
 
 _training = dict(centered=True, until=LAST_TRAINING_DAY, exclude=tuple(CRISES.values()))
