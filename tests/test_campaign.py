@@ -180,6 +180,39 @@ def command(project):
     warm.wait()
 
 
+def arms_of(campaign, plan=Plan()):
+    "Seeds of each arm, by cell."
+    found = {}
+    for job in jobs(campaign, plan): found.setdefault((job.cell, job.arm), []).extend(range(job.seed, job.seed + job.n_seeds))
+    return found
+
+
+def test_every_arm_of_the_planted_case_has_its_permuted_twin_on_the_same_seeds():
+    arms = arms_of("phase2")
+    assert {cell for cell, _ in arms} == {"primary", "three_phases", "dose_0", "dose_0.1", "dose_0.4", "markets_3", "markets_5"}
+    for (cell, arm), seeds in arms.items():
+        assert seeds == list(range(30 if cell == "primary" else 10))
+        if arm != "erm_blind": assert arms[cell, arm.removesuffix("_permuted") + "_permuted"] == seeds
+    assert ("primary", "erm_blind") in arms
+
+
+def test_a_cell_of_the_planted_case_differs_in_method_weight_and_labels_only():
+    shared = {}
+    for job in jobs("phase2", Plan()):
+        asked = {name: value for name, value in job.asked.items() if name not in ("method", "penalty_weight", "permute_labels")}
+        if job.arm == "erm_blind": asked["extra_features"] = "last_return"
+        assert shared.setdefault(job.cell, asked) == asked, job.name
+    assert all(asked["realized_vol"] is False and asked["validate_on"] == "coloured_home" for asked in shared.values())
+    assert "pretrain" in shared["primary"] and "pretrain" not in shared["three_phases"]
+
+
+def test_the_pilot_spends_seeds_that_no_other_campaign_uses():
+    pilot = set(range(2000, 2003))
+    assert {seed for seeds in arms_of("phase2_pilot").values() for seed in seeds} == pilot
+    for campaign in set(CAMPAIGNS) - {"phase2_pilot"}:
+        assert not pilot & {seed for seeds in arms_of(campaign).values() for seed in seeds}
+
+
 @pytest.fixture(scope="module")
 def ended(command):
     "How Phase 1 went: killed in the middle of a job, locked, unlocked, and continued to its end."
