@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
+from inspect import signature
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ import torch
 from conftest import ROOT
 from hirm.campaign import Plan, jobs as campaign_jobs
 from hirm.config import Config, as_config, judged_environments
-from hirm.environments import ENVIRONMENTS, Environment, nameable_environments
+from hirm.environments import ENVIRONMENTS, Environment, common_episodes, nameable_environments, stream
 from hirm.features import COLUMNS
 from hirm.frictions import Proportional
 from hirm.history import Windows
@@ -396,3 +397,17 @@ def test_what_has_no_contents_is_refused():
 
 def test_functions_of_the_package_go_by_name():
     assert fingerprint(METHODS["irm"].objective) == hashlib.sha256(repr(("name", "hirm.objectives.irm")).encode()).hexdigest()[:8]
+
+
+# Where random numbers are drawn.
+
+def test_random_numbers_are_drawn_on_the_cpu_whatever_the_device():
+    assert stream(0, "train:low:0").device.type == "cpu" and list(signature(stream).parameters) == ["seed", "purpose"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("environment", ["low", "crisis_jumps", "sabr_crisis", "gfc"])
+def test_a_gpu_meets_the_same_paths(environment):
+    here, there = (next(common_episodes(ENVIRONMENTS[environment], 2_000, "evaluation", device=device)) for device in ("cpu", "cuda"))
+    assert there.prices.device.type == "cuda"
+    torch.testing.assert_close(there.prices.cpu(), here.prices, rtol=1e-3, atol=1e-4)
