@@ -45,12 +45,18 @@ class Environment:
             refuse("market must have `simulate`", type(self.market).__name__, "give Heston(…), Windows(…) or a market of your own")
         if not hasattr(self.friction, "cost"):
             refuse("friction must have `cost`", type(self.friction).__name__, "a half-spread of 2 bp is Proportional(2e-4)")
-        if not isinstance(self.instruments, tuple) or not {"spot"} <= set(self.instruments) <= {"spot", "variance_swap"}:
-            refuse("instruments must be a tuple of spot and perhaps variance_swap", self.instruments, 'write ("spot",) or ("spot", "variance_swap")')
+        if self.instruments not in (("spot",), ("spot", "variance_swap")):  # policies know them by their place
+            refuse("instruments must be a tuple of spot and perhaps variance_swap, in this order", self.instruments,
+                   'write ("spot",) or ("spot", "variance_swap")')
         if self.n_steps < 1:
             refuse("n_steps must be at least 1", self.n_steps, "the house trades 60 days")
         if not self.dt > 0:
             refuse("dt must be positive", self.dt, "a trading day is 1/252 years")
+        if hasattr(self.market, "check_clock"):  # a record has a clock of its own, and the premium must be for the same
+            try:
+                self.market.check_clock(self.n_steps, self.dt)
+            except ValueError as error:
+                raise ValueError(f"environment {self.name!r}: {error}") from None
 
     def episode(self,
         n_paths: int | None,  # paths per member; None for every recorded window in order
@@ -108,9 +114,15 @@ def recorded_environments(
     windows: dict[str, Windows],  # name -> windows, e.g. from `calendar_windows` and `training_windows`
 ) -> dict[str, Environment]:
     "Recorded windows with the half-spread of their regime; `history_…` are for training, all else for testing."
-    return {name: Environment(name, "train" if name.startswith("history_") else "test", market,
-                              Proportional(_SPREADS[name] * 1e-4), source=f"{market.source}, daily closes")
-            for name, market in windows.items()}
+    environments = {}
+    for name, market in windows.items():
+        if name not in _SPREADS:
+            raise ValueError(f"a half-spread is known for {', '.join(_SPREADS)}, got {name!r}; say what trading costs there: "
+                             f"Environment({name!r}, 'test', windows, Proportional(5e-4)) is 5 bp")
+        role = "train" if name.startswith("history_") else "test"
+        friction = Proportional(_SPREADS[name] * 1e-4)
+        environments[name] = Environment(name, role, market, friction, source=f"{market.source}, daily closes")
+    return environments
 
 
 _training = dict(centered=True, until=LAST_TRAINING_DAY, exclude=tuple(CRISES.values()))

@@ -33,6 +33,12 @@ class Episode:
     call: EuropeanCall = EuropeanCall()  # the liability: one call, sold
     probe: dict[str, Callable] = field(default_factory=dict)  # feature name -> function that distorts the column (no retraining)
 
+    def __post_init__(self):
+        by_date = tuple(self.paths.spot.shape)
+        if tuple(self.prices.shape[:-1]) != by_date:
+            raise ValueError(f"prices must be (…, n_paths, n_steps+1, n_instruments) beside a spot of {by_date}, "
+                             f"got {tuple(self.prices.shape)}; for the spot alone write spot[..., None]")
+
     @cached_property
     def delta(self) -> Tensor:  # (…, n_paths, n_steps+1)
         "Black-Scholes delta of the liability at the quoted vol, the same for all who ask."
@@ -89,9 +95,24 @@ def map_paths(
     function: Callable,  # tensors (…, n_paths, n) of the same field -> one tensor
     *paths: Paths,  # one or several
 ) -> Paths:
-    "Apply a function field by field: slice, cut or stack paths."
-    names = ("spot", "variance", "iv", "past")
-    return replace(paths[0], **{k: function(*(getattr(p, k) for p in paths)) for k in names}, jumped=None)  # priced already
+    "Apply a function field by field: slice, cut or stack paths; where some have jumps, the others' are none."
+    names = ["spot", "variance", "iv", "past"]
+    if any(p.jumped is not None for p in paths):
+        paths = [p if p.jumped is not None else replace(p, jumped=torch.zeros_like(p.spot)) for p in paths]
+        names.append("jumped")
+    return replace(paths[0], **{name: function(*(getattr(p, name) for p in paths)) for name in names})
+
+
+def _check_alike(
+    episodes: list[Episode],  # to stand side by side
+):
+    "Refuses trades that differ in what a batch holds once."
+    for what, of in (("dt", lambda e: e.paths.dt), ("n_steps", lambda e: e.paths.n_steps),
+                     ("n_instruments", lambda e: e.prices.shape[-1]), ("call", lambda e: e.call)):
+        values = [of(e) for e in episodes]
+        if any(value != values[0] for value in values):
+            raise ValueError(f"environments of one batch must share {what}, got {', '.join(map(str, values))}; "
+                             "train on environments with one clock, one set of instruments and one liability")
 
 
 def stack_episodes(
@@ -99,6 +120,7 @@ def stack_episodes(
     halves: int = 1,  # independent groups into which the paths of each environment are cut
 ) -> Episode:  # leading axes (M, E, halves)
     "Environments side by side on axis 1: the batch of one update."
+    _check_alike(episodes)
     def cut(x):  # (M, n_dates, P) -> (M, halves, n_dates, P/halves), paths stay innermost in memory
         return x.unflatten(-1, (halves, -1)).movedim(-2, 1)
     def stack(*xs):  # E tensors (M, P, n_dates) -> (M, E, halves, P/halves, n_dates)
@@ -159,11 +181,28 @@ class Ledger:
         return torch.cat([sale.expand(*held.shape[:-1], 1), held - owed.diff(dim=-1)], -1) - self.costs
 
 
+def _check_positions(
+    positions: Tensor,  # held from t to t+1, (…, n_paths, n_steps, n_instruments)
+    episode: Episode,  # the trade
+):
+    "Refuses positions that are not one per path, date and instrument; only the axes before these may be 1."
+    *leading, n_paths, n_dates, n_instruments = episode.prices.shape
+    wanted = (n_paths, n_dates - 1, n_instruments)
+    given = tuple(positions.shape)
+    own = given[:-3]
+    fits = len(own) == len(leading) and all(n == m or 1 in (n, m) for n, m in zip(own, leading))
+    if given[-3:] != wanted or not fits:
+        shape = ", ".join(str(n) for n in (*leading, *wanted))
+        raise ValueError(f"positions must be (…, n_paths, n_steps, n_instruments), here ({shape}), got {given}; "
+                         "for one instrument end with [..., None]")
+
+
 def settle(
     positions: Tensor,  # held from t to t+1, (…, n_paths, n_steps, n_instruments)
     episode: Episode,  # the trade
 ) -> Ledger:
-    "Book given positions: gains, costs and the final unwind."
+    "Book given positions: gains, costs and the final unwind; ValueError for a shape that would be broadcast."
+    _check_positions(positions, episode)
     by_date = positions.transpose(-1, -3)  # paths innermost in memory: dates are whole rows
     first, last = by_date[..., :1, :], by_date[..., -1:, :]
     trades = torch.cat([first, by_date.diff(dim=-2), -last], -2).transpose(-1, -3)

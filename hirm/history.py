@@ -8,8 +8,13 @@ __all__ = ['DAYS_PER_YEAR', 'MIN_ROWS', 'FIT_ROWS', 'LAST_TRAINING_DAY', 'N_PAST
            'trailing_vol', 'effective_number', 'Windows', 'calendar_windows', 'training_windows']
 
 # %% ../nbs/02_history.ipynb #dcb00ab0
+import csv
+import datetime
 import functools
+import io
 import os
+import re
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -55,63 +60,6 @@ def history_file(
     return str(project() / history)
 
 # %% ../nbs/02_history.ipynb #66fbea40
-def _refuse(
-    bad: pd.Series,  # boolean, True where a row breaks the rule
-    text: pd.Series,  # what the file says there
-    source: str | Path,  # the file
-    rule: str,  # what must hold
-    cure: str,  # what to write instead
-):
-    "Raises ValueError with the first row that breaks a rule, counted as a spreadsheet counts: the header is row 1."
-    if bad.any():
-        row = int(np.flatnonzero(bad.to_numpy())[0])
-        raise ValueError(f"history {str(source)!r}: {rule}, got {str(text.iloc[row])!r} in row {row + 2} ({int(bad.sum())} such); {cure}")
-
-
-def _read_csv(
-    source: str | Path,  # CSV file
-) -> pd.DataFrame:  # its columns as text, blanks as NaN
-    "Reads a CSV as text and refuses what is no table with date and close."
-    if not Path(source).is_file():
-        raise FileNotFoundError(f"history must be 'sp500' or the path of a CSV file, got {str(source)!r}, where no file is; check the path")
-    try:
-        frame = pd.read_csv(source, dtype=str, skipinitialspace=True, encoding="utf-8-sig")
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise ValueError(f"history {str(source)!r} must be a comma-separated text file, got: {error}; save it as CSV (UTF-8)") from error
-    frame.columns = [str(name).strip().lower() for name in frame.columns]
-    for name in ("date", "close"):
-        if name not in frame:
-            raise ValueError(f"history {str(source)!r} needs the columns date and close, got {', '.join(frame.columns)}; "
-                             f"add or rename the column {name}")
-    if len(frame) < MIN_ROWS:
-        raise ValueError(f"history {str(source)!r} needs at least {MIN_ROWS} daily closes (a year), got {len(frame)}: too few rows; "
-                         "give a longer series")
-    return frame
-
-# %% ../nbs/02_history.ipynb #3bff877f
-def _checked(
-    frame: pd.DataFrame,  # the columns as text
-    source: str | Path,  # the file, for the messages
-) -> pd.DataFrame:  # date, close[, implied_vol]
-    "Parses every cell and refuses what would later turn into NaN or nonsense."
-    date = pd.to_datetime(frame["date"], format="ISO8601", errors="coerce", utc=True).dt.tz_localize(None).dt.normalize()
-    _refuse(date.isna(), frame["date"], source, "every date must be a day", "write dates like 2020-03-16")
-    _refuse(date.duplicated(), frame["date"], source, "each date must occur once (duplicate)", "keep one close per day")
-    _refuse(date.diff() < pd.Timedelta(0), frame["date"], source, "dates must increase (unsorted)", "sort the rows, oldest first")
-    close = pd.to_numeric(frame["close"], errors="coerce")
-    _refuse(~(np.isfinite(close) & (close > 0)), frame["close"], source, "every close must be a positive finite number",
-            "repair or drop the row; write 1234.5 without separators or currency signs")
-    still = int((close.diff() == 0).sum())
-    if 2 * still > len(close):  # its trailing vol would be 0, and a hedge of it meaningless
-        raise ValueError(f"history {str(source)!r}: close must move on most days, got {still} of {len(close)} unchanged; give daily traded prices")
-    data = {"date": date, "close": close}
-    if "implied_vol" in frame:
-        data["implied_vol"] = vol = pd.to_numeric(frame["implied_vol"], errors="coerce")
-        _refuse(~((vol > 0) & (vol < 5)), frame["implied_vol"], source, "implied_vol must lie in (0, 5), annualised, on every day",
-                "write 20 % as 0.20, and leave the column out if it has gaps")
-    return pd.DataFrame(data)
-
-
 def load_series(
     source: str | Path = "sp500",  # "sp500" or the path of a CSV with the columns date, close and perhaps implied_vol
 ) -> pd.DataFrame:  # date, close[, implied_vol], one row per trading day, oldest first
@@ -122,6 +70,294 @@ def load_series(
 
     close = load_sp500_index()["SP500"]
     return pd.DataFrame({"date": close.index, "close": close.to_numpy(dtype=float)})
+
+# %% ../nbs/02_history.ipynb #f299498d
+def _ranges(
+    rows: np.ndarray,  # row numbers, increasing
+) -> str:  # like 2…22, 40
+    "Row numbers, neighbours joined, ten ranges at most."
+    after_gap = np.flatnonzero(np.diff(rows) > 1) + 1
+    parts = [f"{part[0]}…{part[-1]}" if len(part) > 1 else f"{part[0]}" for part in np.split(rows, after_gap)]
+    shown = parts if len(parts) <= 10 else [*parts[:10], "…"]
+    return ", ".join(shown)
+
+
+def _message(
+    source: str | Path,  # the file
+    rule: str,  # what must hold
+    got: object,  # what was found, and where
+    cure: str,  # what to write instead
+) -> str:
+    "One sentence: whose fault, the rule, what was found, the cure."
+    return f"history {str(source)!r}: {rule}, got {got}; {cure}"
+
+
+def _fault(
+    odd: pd.Series,  # boolean by spreadsheet row, True where a row breaks the rule
+    text: pd.Series,  # what the file says there
+    source: str | Path,  # the file
+    rule: str,  # what must hold
+    cure: str,  # what to write instead
+) -> str:  # empty if no row is odd
+    "Words for the rows that break a rule."
+    rows = odd.index[odd].to_numpy()
+    if len(rows) == 0:
+        return ""
+    cell = str(text[rows[0]])
+    found = repr(cell) if cell else "an empty cell"
+    such = "1 such" if len(rows) == 1 else f"{len(rows)} such, in rows {_ranges(rows)}"
+    return _message(source, rule, f"{found} in row {rows[0]} ({such})", cure)
+
+
+def _refuse(*words):
+    "Raises ValueError where a row breaks a rule; arguments as in `_fault`."
+    if message := _fault(*words):
+        raise ValueError(message)
+
+
+def _warn(*words):
+    "Warns of rows that may be right but seldom are; arguments as in `_fault`."
+    if message := _fault(*words):
+        warnings.warn(message, stacklevel=2)
+
+# %% ../nbs/02_history.ipynb #03e39da0
+_SEPARATORS = ",;\t|"
+_NOT_DATA = ("#", "sep=")  # how a comment starts, and the line by which Excel names its separator
+
+
+def _cells(
+    text: str,  # of a file
+) -> dict[int, list[str]]:  # row number in a spreadsheet -> its cells
+    "Cuts a text into rows and cells; blank rows and comments are counted and left out."
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith(_NOT_DATA)]
+    header = lines[0] if lines else ""
+    separator = max(_SEPARATORS, key=header.count)
+    rows = {}
+    for row, cells in enumerate(csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True), start=1):
+        cells = [cell.strip() for cell in cells]
+        if any(cells) and not cells[0].startswith(_NOT_DATA):
+            rows[row] = cells
+    return rows
+
+
+def _split_header(
+    rows: dict[int, list[str]],  # row number -> cells, the header first
+) -> tuple[list[str], dict[int, list[str]]]:  # names, and the rows of data
+    "Tells the names from the data; of yfinance's three lines, names and tickers stand above the word Date."
+    table = list(rows.items())
+    names, body = table[0][1], table[1:]
+    for k, (_, cells) in enumerate(table[1:3], start=1):
+        if cells[0].lower() != "date" or any(cells[1:]):
+            continue
+        for _, above in table[:k]:
+            if "close" in [cell.lower() for cell in above]:
+                names, body = ["date", *above[1:]], table[k + 1:]
+    return names, dict(body)
+
+
+def _read_csv(
+    source: str | Path,  # CSV file
+) -> pd.DataFrame:  # date, close[, implied_vol] as text, by row number in a spreadsheet
+    "Reads a file as text and refuses what is no table with date and close."
+    if not Path(source).is_file():
+        raise FileNotFoundError("history must be 'sp500' or the path of a CSV file, "
+                                f"got {str(source)!r}, where no file is; check the path")
+    table = "must be a comma-separated text file"
+    try:
+        rows = _cells(Path(source).read_text(encoding="utf-8-sig"))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(_message(source, table, error, "save it as CSV (UTF-8)")) from error
+    if not rows:
+        raise ValueError(_message(source, table, "no row", "save it as CSV (UTF-8)"))
+    names, body = _split_header(rows)
+    width = pd.Series({row: len(cells) for row, cells in body.items()}, dtype=int)
+    _refuse(width > len(names), width, source, f"rows have more cells than the header, which has {len(names)}",
+            "remove the separator at the end of the rows, or name the column; write prices like 100.5")
+    full = [cells + [""] * (len(names) - len(cells)) for cells in body.values()]
+    frame = _columns(pd.DataFrame(full, index=list(body), columns=names, dtype=str), source)
+    if len(frame) < MIN_ROWS:
+        needed = f"needs at least {MIN_ROWS} daily closes (a year)"
+        raise ValueError(_message(source, needed, f"{len(frame)}: too few rows", "give a longer series"))
+    return frame
+
+# %% ../nbs/02_history.ipynb #e14b76df
+_NAMES: dict[str, str] = {  # column -> other names that it may have, letters and digits only
+    "date": "date",
+    "close": "adj(usted)?close",
+    "implied_vol": r"impliedvolatility|ivol|iv\d*d?|vix",
+}
+_VOL_LIKE = r"vol(?!ume)|^iv|implied|vix|sigma"  # names that may hold quotes
+
+
+def _columns(
+    frame: pd.DataFrame,  # every column of the file, as text
+    source: str | Path,  # the file
+) -> pd.DataFrame:  # date, close[, implied_vol]
+    "Finds the columns by their names; refuses doubled and missing ones."
+    plain = [re.sub("[^a-z0-9]", "", str(name).lower()) for name in frame.columns]
+    given = [str(name) for name in frame.columns]
+    found = {}
+    for name, others in _NAMES.items():
+        exact = [i for i, word in enumerate(plain) if word == name.replace("_", "")]
+        fitting = exact or [i for i, word in enumerate(plain) if re.fullmatch(others, word)]
+        if len(fitting) > 1:
+            doubled = ", ".join(given[i] for i in fitting)
+            cure = f"keep one, or name only one of them {name}"
+            raise ValueError(_message(source, f"must have one column {name}", doubled, cure))
+        if fitting:
+            found[name] = frame.iloc[:, fitting[0]]
+        elif name != "implied_vol":
+            cure = f"add or rename the column {name}"
+            raise ValueError(_message(source, "needs the columns date and close", ", ".join(given), cure))
+    unread = [name for name, word in zip(given, plain) if re.search(_VOL_LIKE, word)]
+    if unread and "implied_vol" not in found:
+        rule, got = "an implied vol is read from a column implied_vol", f"{', '.join(unread)}, which is not read"
+        warnings.warn(_message(source, rule, got, "rename the column if it holds quotes"), stacklevel=2)
+    return pd.DataFrame(found)
+
+# %% ../nbs/02_history.ipynb #87046994
+_DATE = re.compile(
+    r"(?=\d{8}(?!\d)|\d{4}\D)(\d{4})([-/.]?)(\d\d?)\2(\d\d?)"  # 2020-03-16, 2020/3/16 or 20200316
+    r"([T ]\d\d?:\d\d(:\d\d(\.\d+)?)?\s?(Z|UTC|[+-]\d\d(:?\d\d)?)?)?"  # perhaps a time, perhaps an offset
+)
+
+
+def _iso_day(
+    text: str,  # a date as somebody wrote it
+) -> str | None:  # like 2020-03-16; None if it can be read in two ways or in none
+    "The date that is written, whatever time and offset follow."
+    match = _DATE.fullmatch(text)
+    if match is None:
+        return None
+    year, _, month, day = match.groups()[:4]
+    try:
+        return datetime.date(int(year), int(month), int(day)).isoformat()
+    except ValueError:  # 2021-02-30
+        return None
+
+
+def _numbers(
+    text: pd.Series,  # cells of one column
+) -> pd.Series:  # NaN where a cell is no number
+    "Reads numbers, with a decimal comma if some cell shows that it is one and none has a point."
+    comma = text.str.fullmatch(r"0,\d+|\d+,(\d{1,2}|\d{4,})")  # three digits may be thousands
+    if comma.any() and not text.str.contains(".", regex=False).any():
+        text = text.str.replace(",", ".", regex=False)
+    return pd.to_numeric(text, errors="coerce")
+
+# %% ../nbs/02_history.ipynb #69df4ddd
+_ROWS_PER_YEAR = (220, 280)  # of markets with five trading days a week
+_PAUSE, _HOLE = 11, 31  # calendar days without a row: more are warned of, more are refused
+
+
+def _check_days(
+    date: pd.Series,  # by spreadsheet row
+    source: str | Path,  # the file
+):
+    "Refuses a series that is not daily, and warns of pauses."
+    gap = date.diff().dt.days
+    usual = gap.rolling(N_PAST).median()
+    every = usual.map("a row every {:g} days".format)
+    _refuse(usual > 1, every, source, "closes must be daily", "give one close per trading day")
+    pause = gap.map("{:.0f} days after the row before".format)
+    too_long = f"no more than {_HOLE} days may lie between two rows"
+    _refuse(gap > _HOLE, pause, source, too_long, "give the part before or the part after")
+    long = f"more than {_PAUSE} days between two rows count as one day"
+    _warn(gap > _PAUSE, pause, source, long, "fill them if the market was open")
+
+
+def _check_year(
+    date: pd.Series,  # by spreadsheet row
+    still: pd.Series,  # boolean by spreadsheet row, True where the close is the one before
+    quoted: bool,  # whether the file has implied vols
+    source: str | Path,  # the file
+):
+    "Refuses a year with too few rows, and weekends that are copies; warns of a market that trades on weekends."
+    weekend = date.dt.day_of_week >= 5
+    copied = weekend & still
+    if 2 * copied.sum() > weekend.sum():
+        day = date.dt.strftime("%A %Y-%m-%d")
+        _refuse(copied, day, source, "weekends must not repeat Friday's close", "drop Saturdays and Sundays")
+    least, most = _ROWS_PER_YEAR
+    years = (date.iloc[-1] - date.iloc[0]).days / 365.25
+    rows = (len(date) - 1) / years
+    got = f"{rows:.0f} rows a year"
+    if rows < least:
+        raise ValueError(_message(source, "closes must be daily", got, "give every trading day"))
+    if rows > most and quoted:
+        rule = f"implied_vol needs a year of {DAYS_PER_YEAR} rows"
+        raise ValueError(_message(source, rule, got, "keep Monday to Friday, or leave implied_vol out"))
+    if rows > most:
+        share = np.sqrt(DAYS_PER_YEAR / rows)
+        got = f"{got}, so vols come out at {share:.2f} of those of a full year"
+        cure = "keep Monday to Friday for the usual ones"
+        warnings.warn(_message(source, f"a year is {DAYS_PER_YEAR} rows here", got, cure), stacklevel=2)
+
+# %% ../nbs/02_history.ipynb #9f5e038a
+_STILL, _FROZEN = 5, 10  # unchanged closes in a row: as many are warned of, as many are refused
+_LEAP = 0.2  # log-return that a split of 5 for 4 exceeds
+
+
+def _check_moves(
+    close: pd.Series,  # by spreadsheet row
+    still: pd.Series,  # boolean by spreadsheet row, True where the close is the one before
+    source: str | Path,  # the file
+):
+    "Refuses closes that stand still, and warns of leaps."
+    if 2 * still.sum() > len(close):  # its trailing vol would be 0, and a hedge of it meaningless
+        got = f"{still.sum()} of {len(close)} unchanged"
+        raise ValueError(_message(source, "close must move on most days", got, "give daily traded prices"))
+    stretch = still.groupby((~still).cumsum()).transform("sum")  # unchanged closes in the stretch that a row belongs to
+    frozen = f"close must not stand still for {_FROZEN} days"
+    _refuse(stretch >= _FROZEN, close, source, frozen, "start or end the file there")
+    slow = f"close stands still for {_STILL} days or more"
+    _warn(stretch >= _STILL, close, source, slow, "leave out days without trading")
+    leap = np.log(close).diff()
+    move = (100 * np.expm1(leap)).map("{:+.1f} %".format)
+    large = "close moves by a fifth or more in a day"
+    _warn(leap.abs() > _LEAP, move, source, large, "if it is a split, give closes adjusted for it")
+
+# %% ../nbs/02_history.ipynb #6ee716a9
+def _check_quotes(
+    vol: pd.Series,  # quoted, by spreadsheet row
+    close: pd.Series,  # by spreadsheet row
+    text: pd.Series,  # what the file says
+    source: str | Path,  # the file
+):
+    "Refuses quotes that are no annualised decimals."
+    rule = "implied_vol must lie in (0, 5), annualised, on every day"
+    _refuse(~((vol > 0) & (vol < 5)), text, source, rule, "write 20 % as 0.20, and leave the column out if it has gaps")
+    usual, quoted = np.nanmedian(trailing_vol(close.to_numpy())), vol.median()
+    if not usual / 8 < quoted < 20 * usual:  # a daily vol is a sixteenth of an annual one
+        got = f"a median of {quoted:.3g} where prices move by {usual:.2g} a year"
+        rule = "implied_vol must be annualised and in decimals"
+        raise ValueError(_message(source, rule, got, "write 20 % a year as 0.20"))
+
+
+def _checked(
+    frame: pd.DataFrame,  # the columns as text, by spreadsheet row
+    source: str | Path,  # the file, for the messages
+) -> pd.DataFrame:  # date, close[, implied_vol]
+    "Parses every cell and refuses what would later turn into NaN or nonsense."
+    written = frame["date"]
+    date = pd.to_datetime(written.map(_iso_day), format="%Y-%m-%d")
+    _refuse(date.isna(), written, source, "every date must be a day", "write dates like 2020-03-16")
+    _refuse(date.duplicated(), written, source, "each date must occur once (duplicate)", "keep one close per day")
+    back = date.diff() < pd.Timedelta(0)
+    _refuse(back, written, source, "dates must increase (unsorted)", "sort the rows, oldest first")
+    close = _numbers(frame["close"])
+    wrong = ~(np.isfinite(close) & (close > 0))
+    _refuse(wrong, frame["close"], source, "every close must be a positive finite number",
+            "repair or drop the row; write 1234.5 without separators or currency signs")
+    still, quoted = close.diff() == 0, "implied_vol" in frame
+    _check_moves(close, still, source)
+    _check_days(date, source)
+    _check_year(date, still, quoted, source)
+    data = {"date": date, "close": close}
+    if quoted:
+        data["implied_vol"] = vol = _numbers(frame["implied_vol"])
+        _check_quotes(vol, close, frame["implied_vol"], source)
+    return pd.DataFrame(data).reset_index(drop=True)
 
 # %% ../nbs/02_history.ipynb #7d4b8823
 def _per_version(
@@ -158,7 +394,7 @@ def _starts(
 def train_end(
     source: str | Path = "sp500",  # "sp500" or a CSV
 ) -> str:  # day, ISO
-    "Last day for training: 2017-12-31 if half of the series lies before it and a year after it, else the day at 70 % of the rows."
+    "Last day for training: 2017-12-31 if half of the series lies before and a year after it, else at 70 % of the rows."
     date = _series(source)["date"]
     before = int((date <= LAST_TRAINING_DAY).sum())
     if 2 * before >= len(date) and len(date) - before >= MIN_ROWS:
@@ -169,7 +405,7 @@ def train_end(
 def calendar(
     source: str | Path = "sp500",  # "sp500" or a CSV
 ) -> dict[str, tuple[str, str]]:  # name of a test set -> first and last start day
-    "The crises in which at least 20 windows start; if one of the four is missing, also `holdout`: every day after `train_end`."
+    "Crises in which at least 20 windows start; if one of the four is missing, also `holdout`: all after `train_end`."
     date = _series(source)["date"]
     ranges = {name: days for name, days in CRISES.items() if len(_starts(date, *days)) >= 20}
     if len(ranges) < len(CRISES):
@@ -196,7 +432,7 @@ class VarianceRule:
         self,
         close: np.ndarray,  # closes, oldest first
     ) -> np.ndarray:  # annualised variance of the next day, as expected at each close
-        "Runs the recursion forward; it starts after 20 returns, from their mean square, and entry t uses closes up to t."
+        "Runs the recursion forward from the mean square of the first 20 returns; entry t uses closes up to t."
         returns = np.diff(np.log(close), prepend=np.log(close[0]))
         seed = np.mean(returns[1 : N_PAST + 1] ** 2)  # the days before row N_PAST start no window
         later = returns[N_PAST + 1 :]
@@ -222,19 +458,27 @@ EWMA = VarianceRule(omega=0.0, alpha=0.06, gamma=0.0, beta=0.94)
 def variance_rule(
     source: str | Path = "sp500",  # "sp500" or a CSV
 ) -> VarianceRule:  # known before the first test day
-    "GJR-GARCH fitted by arch on the days before the first test day; EWMA where these are under three years or the fit fails."
+    "GJR-GARCH fitted before the first test day; EWMA on under three years or, with a warning, if the fit fails."
     series = _series(source)
     first_test = min([start for start, _ in calendar(source).values()] + [train_end(source)])  # ISO days sort as text
-    returns = 100 * np.log(series["close"][series["date"] < first_test]).diff().dropna()
+    returns = np.log(series["close"][series["date"] < first_test]).diff().dropna()
     if len(returns) < FIT_ROWS:
         return EWMA
     from arch import arch_model  # here, because importing arch takes a second
 
-    fit = arch_model(returns, mean="Zero", vol="GARCH", p=1, o=1, q=1, rescale=False).fit(disp="off", show_warning=False)
-    if fit.convergence_flag != 0:
+    size = float(np.sqrt((returns**2).mean()))
+    alike = returns / size  # the optimiser's first values suit returns of size one
+    model = arch_model(alike, mean="Zero", vol="GARCH", p=1, o=1, q=1, rescale=False)
+    start = model.volatility.starting_values(alike.to_numpy())
+    fit = model.fit(starting_values=start, disp="off", show_warning=False)
+    if fit.convergence_flag != 0 or np.allclose(fit.params, start, rtol=1e-3):
+        got = "a fit that did not converge or never moved from its start"
+        cure = "the EWMA with 0.94 stands in, unless you give a column implied_vol"
+        warnings.warn(_message(source, "quotes by GJR-GARCH need a fit", got, cure), stacklevel=2)
         return EWMA
-    units = {"omega": 1e-4, "alpha[1]": 1.0, "gamma[1]": 1.0, "beta[1]": 1.0}  # the fit is in per cent
-    return VarianceRule(*(float(f"{unit * fit.params[name]:.4g}") for name, unit in units.items()))  # four digits: the same on every machine
+    units = {"omega": size**2, "alpha[1]": 1.0, "gamma[1]": 1.0, "beta[1]": 1.0}
+    fitted = [unit * fit.params[name] for name, unit in units.items()]
+    return VarianceRule(*(float(f"{value:.4g}") for value in fitted))  # four digits: the same on every machine
 
 # %% ../nbs/02_history.ipynb #fb9a69a0
 def trailing_vol(
@@ -257,10 +501,32 @@ def effective_number(
     shared = np.array(pairs) * (1 - np.arange(n_steps) / n_steps)
     return float(len(rows) ** 2 / (2 * shared.sum() - shared[0]))
 
+# %% ../nbs/02_history.ipynb #8ffbc979
+def _day(
+    name: str,  # of the field
+    value: str | datetime.date | None,  # a day
+) -> str | None:  # like 2020-03-16
+    "A day as ISO text; refuses what can be read in two ways or in none."
+    if value is None:
+        return None
+    day = _iso_day(str(value))
+    if day is None:
+        raise ValueError(f"{name} must be a day like 2020-03-16, got {value!r}; write year, month, day in this order")
+    return day
+
+
+def _day_range(
+    days: tuple[str, str],  # first and last
+) -> tuple[str, str]:
+    "Both ends of an excluded range as ISO text."
+    if isinstance(days, str) or len(days) != 2 or None in days:
+        raise ValueError(f"exclude must hold pairs of days, got {days!r}; write (('2020-02-15', '2020-06-30'),)")
+    return _day("exclude", days[0]), _day("exclude", days[1])
+
 # %% ../nbs/02_history.ipynb #1422ecc4
 @dataclass(frozen=True)
 class Windows:
-    "The record as a market: windows started on each day of a range, rescaled to S_0 = 1. Loads its data when first used."
+    "The record as a market: windows started on each day of a range, rescaled to S_0 = 1. Data are read at first use."
 
     source: str | Path = "sp500"  # "sp500" or a CSV
     start: str | None = None  # first start day, None for the first possible
@@ -275,11 +541,17 @@ class Windows:
 
     def __post_init__(self):
         if not 0 <= self.low < self.high:
-            raise ValueError(f"a band needs 0 <= low < high, got low={self.low}, high={self.high}; vols are annualised, 10 % is 0.10")
-        if self.n_steps < 1 or self.n_past < 1:
-            raise ValueError(f"a window needs n_steps >= 1 and n_past >= 1, got {self.n_steps} and {self.n_past}; take 60 and 20")
+            raise ValueError(f"a band needs 0 <= low < high, got low={self.low}, high={self.high}; "
+                             "vols are annualised, 10 % is 0.10")
+        for count in (self.n_steps, self.n_past):
+            if not isinstance(count, int) or count < 1:
+                raise ValueError("a window needs whole numbers n_steps >= 1 and n_past >= 1, "
+                                 f"got {self.n_steps} and {self.n_past}; take 60 and 20")
+        for name in ("start", "end", "until"):
+            object.__setattr__(self, name, _day(name, getattr(self, name)))
+        object.__setattr__(self, "exclude", tuple(_day_range(days) for days in self.exclude))
         for first, last in [(self.start, self.end), *self.exclude]:
-            if first and last and pd.Timestamp(first) > pd.Timestamp(last):
+            if first and last and first > last:  # ISO days sort as text
                 raise ValueError(f"a range of days must run forward, got {first}…{last}; swap the two")
 
     @property
@@ -297,6 +569,22 @@ class Windows:
     def n_effective(self) -> float:
         "Number of independent windows that these overlapping ones are worth."
         return effective_number(_rows(self), self.n_steps)
+
+    def check_clock(
+        self,
+        n_steps: int,  # days that are asked for
+        dt: float,  # years per step
+        n_past: int = N_PAST,  # returns before date 0
+    ):
+        "Raises ValueError at a clock that the record does not have."
+        if n_steps != self.n_steps:
+            raise ValueError(f"these windows last {self.n_steps} days, got n_steps={n_steps}; "
+                             f"build Windows(…, n_steps={n_steps}), or ask for n_steps={self.n_steps}")
+        if abs(dt * DAYS_PER_YEAR - 1) > 1e-9:
+            raise ValueError(f"recorded windows are daily, dt = 1/252, got dt={dt}; use 1/252 or a simulated market")
+        if not 1 <= n_past <= self.n_past:
+            raise ValueError(f"these windows carry {self.n_past} past returns, got n_past={n_past}; "
+                             f"build Windows(…, n_past={n_past})")
 
     def paths(
         self,
@@ -319,23 +607,23 @@ class Windows:
         device: torch.device | str | None = None,
     ) -> Paths:  # (M, n_paths, …)
         "Windows drawn at random with replacement, each member's from its own generator."
-        _check_clock(self, n_paths, n_steps, dt, n_past)
+        if n_paths < 1:
+            raise ValueError(f"n_paths must be at least 1, got {n_paths}; ask for one window or more")
+        self.check_clock(n_steps, dt, n_past)
         *tables, past = _tables(self, dtype, str(device or "cpu"))
         generators = [generator] if isinstance(generator, torch.Generator) else generator
-        draws = [torch.randint(past.shape[1], (n_paths,), generator=g, device=g.device).to(past.device) for g in generators]
-        return _paths([torch.stack([table.index_select(1, draw) for draw in draws]) for table in (*tables, past[-n_past:])])
+        draws = [torch.randint(past.shape[1], (n_paths,), generator=g, device=g.device) for g in generators]
+        chosen = []
+        for table in (*tables, past[-n_past:]):
+            chosen.append(torch.stack([table.index_select(1, draw.to(table.device)) for draw in draws]))
+        return _paths(chosen)
 
 # %% ../nbs/02_history.ipynb #c9441a02
-def _check_clock(windows, n_paths, n_steps, dt, n_past):
-    "Refuses a clock that the record does not have."
-    if n_paths < 1:
-        raise ValueError(f"n_paths must be at least 1, got {n_paths}; ask for one window or more")
-    if n_steps != windows.n_steps:
-        raise ValueError(f"these windows last {windows.n_steps} days, got n_steps={n_steps}; build Windows(…, n_steps={n_steps})")
-    if abs(dt * DAYS_PER_YEAR - 1) > 1e-9:
-        raise ValueError(f"recorded windows are daily, dt = 1/252, got dt={dt}; use 1/252 or a simulated market")
-    if not 1 <= n_past <= windows.n_past:
-        raise ValueError(f"these windows carry {windows.n_past} past returns, got n_past={n_past}; build Windows(…, n_past={n_past})")
+def _span(
+    date: pd.Series,  # days, oldest first
+) -> str:  # like 1990-01-02…2022-12-28
+    "First and last day."
+    return f"{date.iloc[0]:%Y-%m-%d}…{date.iloc[-1]:%Y-%m-%d}"
 
 
 @_per_version
@@ -349,18 +637,21 @@ def _rows(
     if windows.until is not None:
         row = row[(date.iloc[row + windows.n_steps] <= windows.until).to_numpy()]
     if len(row) == 0:
-        possible = f"{date[whole[0]]:%Y-%m-%d}…{date[whole[-1]]:%Y-%m-%d}" if len(whole) else "no day"
-        raise ValueError(f"windows must start where {str(windows.source)!r} records them whole ({possible}, as its data are {date.iloc[0]:%Y-%m-%d}…"
-                         f"{date.iloc[-1]:%Y-%m-%d}), got starts {windows.start}…{windows.end} until {windows.until}; choose days inside")
+        data, possible = _span(date), _span(date.iloc[whole]) if len(whole) else "no day"
+        raise ValueError(f"windows must start where {str(windows.source)!r} records them whole "
+                         f"({possible}, as its data are {data}), got starts {windows.start}…{windows.end} "
+                         f"until {windows.until}; choose days inside")
     for first, last in windows.exclude:
         test = _starts(date, first, last, *reach)
         if len(test):  # apart: the last close of the earlier window lies before the first past close of the later one
             row = row[(row < test[0] - sum(reach)) | (row > test[-1] + sum(reach))]
     vol = trailing_vol(series["close"].to_numpy())[row]
-    if not ((vol >= windows.low) & (vol < windows.high)).any():
-        seen = f"{vol.min():.1%}…{vol.max():.1%}" if len(vol) else "no window left by the excluded ranges"
-        raise ValueError(f"some window must start with a trailing vol in [{windows.low:.0%}, {windows.high:.0%}), got {seen}; widen the band or the dates")
-    return row[(vol >= windows.low) & (vol < windows.high)]
+    inside = (vol >= windows.low) & (vol < windows.high)
+    if not inside.any():
+        got = f"{vol.min():.1%}…{vol.max():.1%}" if len(vol) else "no window left by the excluded ranges"
+        band = f"[{windows.low:.0%}, {windows.high:.0%})"
+        raise ValueError(f"some window must start with a trailing vol in {band}, got {got}; widen band or dates")
+    return row[inside]
 
 # %% ../nbs/02_history.ipynb #259f139a
 @_per_version
@@ -369,9 +660,10 @@ def _tables(
     dtype: torch.dtype,
     device: str,
 ) -> tuple[Tensor, ...]:  # spot, variance, iv (n_steps+1, n_windows), past (n_past, n_windows)
-    "Cuts the series: closes over the start day's, the rule's one-day variance, implied vol to expiry, and the past returns."
+    "Cuts the series: closes over the start day's, one-day variance by the rule, implied vol to expiry, past returns."
     series, row = _series(windows.source), _rows(windows)
-    life, past = row + np.arange(windows.n_steps + 1)[:, None], row + np.arange(-windows.n_past, 1)[:, None]
+    life = row + np.arange(windows.n_steps + 1)[:, None]
+    past = row + np.arange(-windows.n_past, 1)[:, None]
     close, rule = series["close"].to_numpy(), variance_rule(windows.source)
     variance = rule.one_day(close)[life]
     if "implied_vol" in series:
@@ -407,7 +699,11 @@ def training_windows(
     apart = dict(source=source, until=train_end(source), exclude=tuple(calendar(source).values()))
     bands = {name: BANDS[name] for name in ("low", "medium")}
     vol = trailing_vol(_series(source)["close"].to_numpy())[_rows(Windows(**apart))]
-    if min(np.sum((vol >= low) & (vol < high)) for low, high in bands.values()) < N_STEPS:
+    held = [np.sum((vol >= low) & (vol < high)) for low, high in bands.values()]
+    if min(held) < N_STEPS:
         middle = float(np.median(vol))
         bands = {"low": (0.0, middle), "medium": (middle, float("inf"))}
-    return {f"history_{name}": Windows(low=low, high=high, centered=True, **apart) for name, (low, high) in bands.items()}
+    windows = {}
+    for name, (low, high) in bands.items():
+        windows[f"history_{name}"] = Windows(low=low, high=high, centered=True, **apart)
+    return windows

@@ -168,8 +168,16 @@ class _Learned(nn.Module):
 
     def _inputs(self, episode):
         "Features of all dates at once, (M, F, N); and the shape of N, (…, n_steps, n_paths)."
+        self._check_instruments(episode)
         x = features(episode, self.columns).transpose(-2, -3).movedim(-1, 1)
         return x.flatten(2).expand(len(self.weight1), -1, -1), x.shape[2:]
+
+    def _check_instruments(self, episode):
+        "Refuses a trade in more or fewer instruments than the policy has outputs for."
+        given = episode.prices.shape[-1]
+        if given != self.n_instruments:
+            raise ValueError(f"{type(self).__name__} trades {self.n_instruments} instrument(s), got an episode with {given}; "
+                             f"build it with n_instruments={given}, or change the environment's instruments")
 
     def _first(self):
         "Bias and weight of the first layer on the features, the scaler folded in."

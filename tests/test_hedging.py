@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from hirm.frictions import Liquidity, Proportional, Quadratic
-from hirm.environments import ENVIRONMENTS, recorded_environments, sample_environments
+from hirm.environments import ENVIRONMENTS, Environment, recorded_environments, sample_environments
 from hirm.hedging import clamp_path, hedge, roll, settle, stack_episodes
-from hirm.history import calendar_windows, training_windows
+from hirm.history import Windows, calendar_windows, training_windows
 from hirm.policies import Delta
+from hirm.pricing import EuropeanCall
 
 RICH = Proportional(2e-3) + Quadratic(5e-3) + Liquidity(1e-3, reference_vol=0.2)
 
@@ -131,3 +132,97 @@ def test_stress_multiplies_the_cost_of_an_episode():
     e = episode("crisis_liquidity")
     stressed = dataclasses.replace(e, friction=1.5 * e.friction)
     assert torch.allclose(hedge(Delta(), stressed).cost, 1.5 * hedge(Delta(), e).cost, rtol=1e-14)
+
+
+# ---- one position for each path, date and instrument ---------------------------------------------------------------------------
+
+SQUARE = dict(n_paths=60, members=1)  # as many paths as steps: what is broadcast gives a number
+
+
+@pytest.mark.parametrize("instruments, wrong", [
+    (("spot",), lambda e: e.delta[..., :-1]),  # no axis of instruments
+    (("spot",), lambda e: e.delta[..., :-1].mT[..., None].expand(1, 60, 60, 2)),  # two positions, one instrument
+    (("spot",), lambda e: e.delta[..., None]),  # a date too many
+    (("spot",), lambda e: e.delta[0, :, :-1, None]),  # no axis of members
+    (("spot",), lambda e: e.delta[:, :1, :-1, None]),  # one path for all
+    (("spot",), lambda e: e.delta[..., :1, None]),  # one date for all
+    (("spot",), lambda e: torch.tensor(0.5)),
+    (("spot", "variance_swap"), lambda e: e.delta[..., :-1, None]),  # one position held in both
+    (("spot", "variance_swap"), lambda e: e.delta[..., :-1]),
+])
+def test_positions_that_would_be_broadcast_are_refused(instruments, wrong):
+    e = episode("medium", **SQUARE, instruments=instruments)
+    with pytest.raises(ValueError, match=r"positions must be .* here \(1, 60, 60, [12]\), got .*; for one instrument end with \[..., None\]"):
+        hedge(wrong, e)
+
+
+def test_with_its_axis_the_same_delta_is_a_hedge():
+    e = episode("medium", **SQUARE)
+    assert torch.equal(hedge(lambda e: e.delta[..., :-1, None], e).pnl, hedge(Delta(), e).pnl)
+    shared = e.delta[..., :-1, None].expand(4, -1, -1, -1)  # four members on the paths of one
+    assert torch.equal(settle(shared, e).pnl, hedge(Delta(), e).pnl.expand(4, -1))
+
+
+def test_prices_need_their_axis_of_instruments():
+    e = episode("medium", **SQUARE)
+    for prices in (e.paths.spot, e.prices[..., :-1, :], e.prices[:, :30]):
+        with pytest.raises(ValueError, match=r"prices must be .* beside a spot of \(1, 60, 61\), got .*; for the spot alone write"):
+            dataclasses.replace(e, prices=prices)
+
+
+@pytest.mark.parametrize("change, words", [
+    (dict(dt=1 / 365), "share dt"), (dict(n_steps=30), "share n_steps, got 60, 30"), (dict(call=EuropeanCall(1.1)), "share call"),
+    (dict(instruments=("spot", "variance_swap")), "share n_instruments, got 1, 2"),
+])
+def test_a_batch_has_one_clock_one_liability_and_one_set_of_instruments(change, words):
+    with pytest.raises(ValueError, match=words):
+        stack_episodes([episode("low", 8), episode("medium", 8, **change)])
+
+
+# ---- jumps stay with their paths -----------------------------------------------------------------------------------------------
+
+def test_a_variance_swap_keeps_its_jumps_in_every_cut():
+    e = episode(n_paths=40, instruments=("spot", "variance_swap"))
+    index = torch.randint(40, (3, 7), generator=generator(2))
+    for part in (e.take(slice(5, 20)), e.pick(index), stack_episodes([e], halves=2), *e.chunks(16)):
+        swap = part.paths.variance_swap()
+        assert torch.allclose(swap, part.prices[..., 1], atol=1e-14)
+        assert (swap[..., -1] - dataclasses.replace(part.paths, jumped=None).variance_swap()[..., -1]).max() > 1e-3
+
+
+def test_a_market_without_jumps_has_none_beside_one_with_jumps():
+    both = stack_episodes([episode("low", 8), episode("crisis_jumps", 8)], halves=2)
+    assert both.paths.jumped[:, 0].abs().max() == 0 and both.paths.jumped[:, 1].max() > 0
+    assert both.paths.jumped.stride(-2) == 1
+    assert stack_episodes([episode("low", 8), episode("crisis", 8)]).paths.jumped is None
+
+
+# ---- one clock -----------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("market, change, words", [
+    (dict(n_steps=20), {}, "environment 'x': these windows last 20 days, got n_steps=60; build .*n_steps=60.*, or ask for n_steps=20"),
+    ({}, dict(n_steps=20), "these windows last 60 days, got n_steps=20"),
+    ({}, dict(dt=1 / 365), "recorded windows are daily, dt = 1/252, got dt=0.0027"),
+    ({}, dict(dt=1 / 52), "recorded windows are daily"),
+    (dict(n_past=5), {}, "carry 5 past returns, got n_past=20"),
+])
+def test_a_record_has_one_clock(market, change, words):
+    with pytest.raises(ValueError, match=words):
+        Environment("x", "test", Windows(start="2020-02-15", end="2020-06-30", **market), Proportional(10e-4), **change)
+
+
+def test_twenty_days_are_sold_for_the_price_of_twenty_days():
+    windows = Windows(start="2020-02-15", end="2020-06-30", n_steps=20)
+    e = Environment("x", "test", windows, Proportional(10e-4), n_steps=20).episode(None, None)
+    assert e.paths.n_steps == 20 and e.premium.mean().item() == pytest.approx(0.0499, abs=1e-4)
+
+
+def test_windows_of_ones_own_need_a_half_spread():
+    with pytest.raises(ValueError, match=r"a half-spread is known for history_low, .*, got 'mine'; .*Environment\('mine', 'test', windows"):
+        recorded_environments({"mine": Windows()})
+
+
+@pytest.mark.parametrize("instruments", [("variance_swap", "spot"), ("spot", "spot"), ("variance_swap",), ()])
+def test_instruments_stand_in_one_order(instruments):
+    with pytest.raises(ValueError, match="must be a tuple of spot and perhaps variance_swap, in this order"):
+        dataclasses.replace(ENVIRONMENTS["low"], instruments=instruments)

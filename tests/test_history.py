@@ -1,5 +1,7 @@
 "The record: nothing shared between learning and judging, nothing from the future, every bad file refused."
 import dataclasses
+import datetime
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -196,9 +198,29 @@ def test_quotes_do_not_know_the_future():
 def test_the_rule_is_fitted_before_the_first_test_day(tmp_path):
     close = SP500["close"].where(SP500["date"] < "2008-09-01", SP500["close"] * (1 + SP500.index % 2))
     path = csv(tmp_path, SP500.assign(close=close))
-    assert variance_rule(path) == variance_rule("sp500") != EWMA
+    with pytest.warns(UserWarning, match="a fifth or more in a day"):
+        assert variance_rule(path) == variance_rule("sp500") != EWMA
     earlier = SP500["close"].where(SP500["date"] != "2008-08-20", SP500["close"] * 1.2)
     assert variance_rule(csv(tmp_path, SP500.assign(close=earlier), "moved.csv")) != variance_rule("sp500")
+
+
+@pytest.mark.parametrize("size", [0.05, 0.2, 1.0, 3.0])
+def test_the_rule_does_not_depend_on_the_size_of_returns(tmp_path, size):
+    close = 100 * np.exp(size * np.log(SP500["close"] / SP500["close"].iloc[0]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # three times a crash is a leap
+        rule = variance_rule(csv(tmp_path, SP500.assign(close=close)))
+    assert (rule.alpha, rule.gamma, rule.beta) == (0.001863, 0.1076, 0.9341)
+    assert rule.omega == pytest.approx(1.118e-6 * size**2, rel=1e-3)
+
+
+def test_a_fit_that_does_not_move_is_not_taken(tmp_path, monkeypatch):
+    from arch.univariate.base import ARCHModel
+
+    path, fit = csv(tmp_path, invented(2600, "2000-01-03")), ARCHModel.fit
+    monkeypatch.setattr(ARCHModel, "fit", lambda model, **options: fit(model, **options | {"options": {"maxiter": 1, "ftol": 1e9}}))
+    with pytest.warns(UserWarning, match="a fit that did not converge or never moved .* EWMA with 0.94"):
+        assert variance_rule(path) == EWMA
 
 
 def test_recursion_and_average_match_their_definition():
@@ -288,14 +310,14 @@ BAD = {
     "missing column": (lambda f: f.rename(columns={"close": "price"}), "needs the columns date and close, got date, price; add or rename the column close"),
     "no date": (lambda f: f.drop(columns="date"), "add or rename the column date"),
     "unparsable": (put("date", 4, "soon"), "every date must be a day, got 'soon' in row 6 .*write dates like 2020-03-16"),
-    "blank date": (put("date", 4, ""), "every date must be a day, got 'nan' in row 6"),
+    "blank date": (put("date", 4, ""), "every date must be a day, got an empty cell in row 6"),
     "day first": (put("date", 7, "13/01/2010"), "every date must be a day, got '13/01/2010' in row 9"),
     "unsorted": (lambda f: f.iloc[::-1], r"dates must increase \(unsorted\), got .* in row 3 .*oldest first"),
     "duplicate": (lambda f: pd.concat([f.iloc[:5], f.iloc[4:]]), "each date must occur once .* in row 7 .*keep one close per day"),
     "zero": (put("close", 0, 0.0), "every close must be a positive finite number, got '0.0' in row 2"),
     "negative": (put("close", 9, -3.5), "positive finite number, got '-3.5' in row 11"),
-    "NaN": (put("close", 9, "NaN"), "positive finite number, got 'nan' in row 11"),
-    "blank": (put("close", 9, ""), "positive finite number, got 'nan' in row 11"),
+    "NaN": (put("close", 9, "NaN"), "positive finite number, got 'NaN' in row 11"),
+    "blank": (put("close", 9, ""), "positive finite number, got an empty cell in row 11"),
     "infinite": (put("close", 9, "inf"), "positive finite number, got 'inf' in row 11"),
     "separator": (put("close", 9, "1,234.5"), "got '1,234.5' in row 11 .*without separators"),
     "constant": (lambda f: f.assign(close=100.0), "close must move on most days, got 299 of 300 unchanged; give daily traded prices"),
@@ -304,7 +326,7 @@ BAD = {
     "no rows": (lambda f: f.iloc[:0], "got 0: too few rows"),
     "per cent": (put("implied_vol", 3, 20.0), r"implied_vol must lie in \(0, 5\), .* got '20.0' in row 5 .*write 20 % as 0.20"),
     "zero vol": (put("implied_vol", 3, 0.0), "implied_vol must lie in .* got '0.0' in row 5"),
-    "blank vol": (put("implied_vol", 3, ""), "implied_vol must lie in .* got 'nan' in row 5"),
+    "blank vol": (put("implied_vol", 3, ""), "implied_vol must lie in .* got an empty cell in row 5"),
 }
 
 
@@ -331,11 +353,236 @@ def test_a_file_that_is_no_table_is_refused(tmp_path):
             load_series(tmp_path / name)
 
 
-def test_generous_where_it_is_safe(tmp_path):
+# ---- what can be read in one way only ------------------------------------------------------------------------------------------
+
+def lines(frame, separator=",", decimal=".", header=None):
+    text = frame.to_csv(index=False, sep=separator, decimal=decimal, float_format="%.4f")
+    return text if header is None else header + text[text.index("\n"):]
+
+
+def stamped(suffix):
+    return lambda f: lines(f.assign(date=f["date"] + suffix))
+
+
+def london(f):
+    day = pd.to_datetime(f["date"]).dt.tz_localize("Europe/London")
+    return lines(f.assign(date=day.map(lambda t: t.isoformat(" "))))
+
+
+def yfinance(f, first="Price,Close,Volume", second="Ticker,ABC,ABC"):
+    return f"{first}\n{second}\nDate,,\n" + lines(f.assign(volume=0)).split("\n", 1)[1]
+
+
+READ = {
+    "time of the close": stamped(" 16:00:00"), "minutes": stamped("T16:00"), "Tokyo": stamped(" 00:00:00+09:00"), "Kiritimati": stamped("T00:00:00+14:00"),
+    "New York": stamped(" 00:00:00-05:00"), "zulu": stamped("T23:59:59.999Z"), "compact offset": stamped("T00:00:00+0530"), "London": london,
+    "mixed": lambda f: lines(f.assign(date=f["date"] + [["T00:00:00+09:00", "", " 23:00:00-11:00"][i % 3] for i in range(300)])),
+    "slashes": lambda f: lines(f.assign(date=f["date"].str.replace("-", "/"))), "digits": lambda f: lines(f.assign(date=f["date"].str.replace("-", ""))),
+    "tabs": lambda f: lines(f, "\t"), "bars": lambda f: lines(f, "|"), "semicolons": lambda f: lines(f, ";"), "continental": lambda f: lines(f, ";", ","),
+    "tabs and commas": lambda f: lines(f, "\t", ","), "quoted": lambda f: lines(f, decimal=","), "Excel": lambda f: "sep=;\n" + lines(f, ";", ","),
+    "mark of order": lambda f: "\ufeff" + lines(f), "capitals": lambda f: lines(f, header="DATE,CLOSE"), "blanks": lambda f: lines(f, header=" Date , Close "),
+    "adjusted": lambda f: lines(f, header="Date,Adj Close"), "adjusted in code": lambda f: lines(f, header="date,adj_close"),
+    "both closes": lambda f: lines(f.assign(adjusted=1.0), header="Date,Close,Adj Close"),
+    "comment": lambda f: "# from, a vendor\n\n" + lines(f), "blank lines": lambda f: lines(f).replace("\n", "\n\n") + ",\n,\n",
+    "blank column": lambda f: lines(f.assign(x=""), header="Date,Close,"), "windows": lambda f: lines(f).replace("\n", "\r\n"),
+    "yfinance": yfinance, "yfinance by ticker": lambda f: yfinance(f, "Ticker,ABC,ABC", "Price,Close,Volume"),
+    "yfinance of old": lambda f: yfinance(f, ",Close,Volume", ",ABC,ABC"),
+}
+
+
+@pytest.mark.parametrize("case", READ)
+def test_a_file_that_can_be_read_in_one_way_is_read(tmp_path, case):
     frame = invented(300)
-    expected = load_series(csv(tmp_path, frame))
-    frame = frame.assign(date=frame["date"] + " 16:00:00").rename(columns={"date": " Date", "close": "Close "})
-    pd.testing.assert_frame_equal(load_series(csv(tmp_path, frame, "other.csv")), expected)
+    path = tmp_path / "mine.csv"
+    path.write_text(READ[case](frame), newline="")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read = load_series(path)
+    assert list(read["date"].dt.strftime("%Y-%m-%d")) == list(frame["date"]) and list(read.columns) == ["date", "close"]
+    np.testing.assert_allclose(read["close"], frame["close"], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["implied_vol", "Implied Vol", "IMPLIED_VOLATILITY", "impliedVol", "IV", "IV30", "iv_30d", "VIX"])
+def test_quotes_are_known_by_their_names(tmp_path, name):
+    path = csv(tmp_path, invented(300).assign(**{"volume": 1, name: 0.77}))
+    assert float(Windows(path).paths().iv.min()) == pytest.approx(0.77)
+    comma = tmp_path / "comma.csv"
+    comma.write_text(lines(invented(300).assign(**{name: 0.77}), ";", ","))
+    assert float(load_series(comma)["implied_vol"].max()) == 0.77
+
+
+@pytest.mark.parametrize("name", ["ATM vol", "Volatility", "implied", "iv_rank", "VIX close", "realized_vol"])
+def test_a_name_that_speaks_of_vol_and_is_not_read_is_named(tmp_path, name):
+    with pytest.warns(UserWarning, match=f"read from a column implied_vol, got {name}, which is not read; rename"):
+        load_series(csv(tmp_path, invented(300).assign(**{name: 0.2})))
+
+
+def text_file(folder, text):
+    path = folder / "mine.csv"
+    path.write_text(text)
+    return path
+
+
+TEXTS = {
+    "two closes": (lambda f: lines(f.assign(x=1.0), header="Date,Close,close"), "must have one column close, got Close, close; keep one"),
+    "two dates": (lambda f: lines(f.assign(x=f["date"]), header="Date,Close,date"), "must have one column date, got Date, date"),
+    "two tickers": (lambda f: yfinance(f, "Price,Close,Close", "Ticker,ABC,XYZ"), "must have one column close, got Close, Close"),
+    "two adjusted": (lambda f: lines(f.assign(x=1.0), header="Date,Adj Close,Adjusted Close"), "must have one column close, got Adj Close, Adjusted Close"),
+    "two quotes": (lambda f: lines(f.assign(x=0.2, y=0.2), header="Date,Close,IV30,IV60"), "must have one column implied_vol, got IV30, IV60"),
+    "trailing comma": (lambda f: lines(f).replace("\n", ",\n").replace("close,\n", "close\n"),
+                       r"more cells than the header, which has 2, got '3' in row 2 \(300 such, in rows 2…301\); remove the separator"),
+    "unquoted decimal comma": (lambda f: lines(f, ";", ",").replace(";", ","), "more cells than the header, which has 2, got '3' in row 2"),
+    "thousands": (lambda f: lines(f.assign(close=[f"{1000 + i},{i:03d}" for i in range(300)]), ";"), "positive finite number, got '1000,000' in row 2"),
+    "thousands and comma": (lambda f: lines(f.assign(close=[f"1.{i:03d},5" for i in range(300)]), ";"), "positive finite number, got '1.000,5' in row 2"),
+    "one comma": (lambda f: lines(f).replace("\n2010-01-06,", '\n2010-01-06;"1,5"').replace(",", ";"), "every close must be .* in row 4"),
+    "month or day": (lambda f: lines(f.assign(date=pd.to_datetime(f["date"]).dt.strftime("%d/%m/%Y"))), "every date must be a day, got '04/01/2010' in row 2"),
+    "month alone": (lambda f: lines(f.assign(date=f["date"].str[:7])), "every date must be a day, got '2010-01' in row 2"),
+    "serial number": (lambda f: lines(f.assign(date=range(40182, 40482))), "every date must be a day, got '40182'"),
+    "no such day": (lambda f: lines(f).replace("2010-03-01", "2010-02-30"), "every date must be a day, got '2010-02-30' in row 42"),
+    "afternoon": (stamped(" 4:00 PM"), "every date must be a day, got '2010-01-04 4:00 PM'"),
+    "hours": (lambda f: lines(pd.concat([f.assign(date=f["date"] + " 10:00"), f.assign(date=f["date"] + " 11:00")]).sort_values("date")),
+              "each date must occur once .* got '2010-01-04 11:00' in row 3"),
+    "offset made equal": (lambda f: lines(f).replace("2010-01-06,", "2010-01-05T23:00-05:00,"), "each date must occur once .* in row 4"),
+    "blank lines counted": (lambda f: lines(f.assign(close=f["close"].where(f.index != 5))).replace("\n", "\n\n"), "got an empty cell in row 13 "),
+    "comments counted": (lambda f: "# one\n# two\n\n" + lines(f).replace("2010-01-05,", "# three\n2010-01-05,-"), "positive finite number, got '-.*' in row 7 "),
+    "yfinance counted": (lambda f: yfinance(f.assign(close=f["close"].where(f.index != 0))), "got an empty cell in row 4 "),
+    "no header": (lambda f: lines(f).split("\n", 1)[1], "needs the columns date and close, got 2010-01-04, .*; add or rename the column date"),
+}
+
+
+@pytest.mark.parametrize("case", TEXTS)
+def test_a_text_that_can_be_read_in_two_ways_is_refused(tmp_path, case):
+    change, message = TEXTS[case]
+    with pytest.raises(ValueError, match=message):
+        load_series(text_file(tmp_path, change(invented(300))))
+
+
+# ---- is it daily, does it trade ------------------------------------------------------------------------------------------------
+
+def on_days(days, seed=0):
+    "A random walk of 16 % a year whose closes are taken on some days."
+    return invented(len(days), seed=seed).assign(date=days.strftime("%Y-%m-%d"))
+
+
+def without(first, last):
+    day = pd.bdate_range("2015-01-01", "2017-12-29")
+    return on_days(day[(day < first) | (day > last)])
+
+
+def without_weekdays(*numbers):
+    day = pd.bdate_range("2012-01-02", periods=900)
+    return on_days(day[~day.day_of_week.isin(numbers)])
+
+
+def filled(f):
+    return f.set_index(pd.to_datetime(f["date"])).asfreq("D", method="ffill").reset_index(drop=True).assign(
+        date=pd.date_range("2010-01-04", periods=418).strftime("%Y-%m-%d"))
+
+
+def frozen(first, n):
+    def change(f):
+        close = f["close"].to_numpy().copy()
+        close[first:first + n] = close[first]
+        return f.assign(close=close)
+    return change
+
+
+SERIES = {
+    "weekly": (lambda: on_days(pd.date_range("2005-01-07", periods=300, freq="W-FRI")), "closes must be daily, got 'a row every 7 days' in row 22 "),
+    "biweekly": (lambda: on_days(pd.date_range("2005-01-07", periods=300, freq="14D")), "got 'a row every 14 days'"),
+    "monthly": (lambda: on_days(pd.date_range("1990-01-31", periods=300, freq="ME")), "got 'a row every 31 days'"),
+    "every other day": (lambda: on_days(pd.date_range("2005-01-07", periods=300, freq="2D")), "got 'a row every 2 days'"),
+    "Monday, Wednesday, Friday": (lambda: without_weekdays(1, 3), "got 'a row every 2 days'"),
+    "Monday to Wednesday": (lambda: without_weekdays(3, 4), "closes must be daily, got 157 rows a year; give every trading day"),
+    "Monday to Thursday": (lambda: without_weekdays(4), "closes must be daily, got 20[89] rows a year"),
+    "weekly, then daily": (lambda: on_days(pd.date_range("2004-01-02", periods=50, freq="W-FRI").append(pd.bdate_range("2005-01-03", periods=600))),
+                           r"got 'a row every 7 days' in row 22 \(4\d such, in rows 22…6\d\)"),
+    "a year's hole": (lambda: without("2015-12-01", "2016-11-30"), "no more than 31 days may lie between two rows, got '367 days after the row before' in row 240 "),
+    "hole at the start": (lambda: without("2015-01-02", "2015-05-01"), "got '123 days after the row before' in row 3 "),
+    "hole at the end": (lambda: without("2017-10-02", "2017-12-28"), r"got '91 days after the row before' in row 71\d "),
+    "copied weekends": (lambda: filled(invented(300)), "weekends must not repeat Friday's close, got 'Saturday 2010-01-09' in row 7 .*; drop Saturdays and Sundays"),
+    "coin with quotes": (lambda: on_days(pd.date_range("2015-01-01", periods=500)).assign(implied_vol=0.6), "needs a year of 252 rows, got 365 rows a year; keep Monday"),
+    "frozen at the start": (lambda: frozen(0, 41)(invented(300)), r"close must not stand still for 10 days, got .* in row 2 \(41 such, in rows 2…42\)"),
+    "frozen in the middle": (lambda: frozen(100, 11)(invented(300)), r"\(11 such, in rows 102…112\)"),
+    "frozen at the end": (lambda: frozen(270, 30)(invented(300)), r"\(30 such, in rows 272…301\)"),
+    "frozen twice": (lambda: frozen(200, 15)(frozen(50, 12)(invented(300))), r"\(27 such, in rows 52…63, 202…216\)"),
+    "per cent below 5": (lambda: invented(300, vol=0.03).assign(implied_vol=3.1), "must be annualised and in decimals, got a median of 3.1 "),
+    "daily vol": (lambda: invented(300).assign(implied_vol=0.2 / 252**0.5), "must be annualised and in decimals, got a median of 0.0126 where prices move by 0.16 a year"),
+}
+
+
+@pytest.mark.parametrize("case", SERIES)
+def test_a_series_that_is_not_daily_or_does_not_trade_is_refused(tmp_path, case):
+    make, message = SERIES[case]
+    with pytest.raises(ValueError, match=message):
+        load_series(csv(tmp_path, make()))
+
+
+def split(*events):
+    def change():
+        close = invented(400)["close"].to_numpy().copy()
+        for row, ratio in events:
+            close[row:] /= ratio
+        return invented(400).assign(close=close)
+    return change
+
+
+WARNED = {
+    "split": (split((150, 4)), r"moves by a fifth or more in a day, got '-7\d\.\d %' in row 152 \(1 such\); if it is a split"),
+    "five for four": (split((150, 1.25)), "in row 152 "),
+    "splits and a reverse split": (split((100, 2), (200, 3), (300, 0.1)), r"\(3 such, in rows 102, 202, 302\)"),
+    "a pause": (lambda: without("2016-02-01", "2016-02-19"), "more than 11 days between two rows count as one day, got '24 days after the row before' in row 284 "),
+    "a still week": (lambda: frozen(100, 8)(invented(300)), r"stands still for 5 days or more, got .* in row 102 \(8 such, in rows 102…109\)"),
+    "a coin": (lambda: on_days(pd.date_range("2015-01-01", periods=500)), "a year is 252 rows here, got 365 rows a year, so vols come out at 0.83 of"),
+}
+
+
+@pytest.mark.parametrize("case", WARNED)
+def test_what_is_odd_but_may_be_right_is_read_with_a_warning(tmp_path, case):
+    make, message = WARNED[case]
+    with pytest.warns(UserWarning, match=message) as caught:
+        series = load_series(csv(tmp_path, make()))
+    assert len(caught) == 1 and len(series) == len(make())
+
+
+def test_holidays_and_short_weeks_are_daily(tmp_path):
+    "New York with the week after 11 September, Tokyo with ten days in May, Tel Aviv from Sunday to Thursday."
+    day = pd.bdate_range("2001-01-02", periods=600)
+    new_york = day[(day < "2001-09-11") | (day > "2001-09-14")]
+    tokyo = day[~((day >= "2001-04-27") & (day <= "2001-05-06"))]
+    tel_aviv = day - pd.Timedelta(days=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for days in (new_york, tokyo, tel_aviv):
+            load_series(csv(tmp_path, on_days(days)))
+
+
+# ---- parameters of windows -----------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("day", ["2020-02-18", "20200218", "2020/2/18", datetime.date(2020, 2, 18), pd.Timestamp("2020-02-18")])
+def test_days_may_be_written_in_any_way_that_means_one_day(day):
+    windows = Windows(start=day, end=day, exclude=[[day, day]], until=day)
+    assert windows == Windows(start="2020-02-18", end="2020-02-18", exclude=(("2020-02-18", "2020-02-18"),), until="2020-02-18")
+
+
+@pytest.mark.parametrize("field", ["start", "end", "until"])
+@pytest.mark.parametrize("day", ["03/02/2020", "3.2.2020", "soon", "2020", "2020-02", "2020-02-30", "", 2020])
+def test_a_day_that_is_none_or_two_is_refused(field, day):
+    with pytest.raises(ValueError, match=f"{field} must be a day like 2020-03-16, got {day!r}; write year, month, day"):
+        Windows(**{field: day})
+
+
+@pytest.mark.parametrize("exclude", [(("2020-02-15", "03/02/2020"),), ("2020-02-15", "2020-06-30"), (("2020-02-15",),), (("2020-02-15", None),)])
+def test_excluded_ranges_are_pairs_of_days(exclude):
+    with pytest.raises(ValueError, match="exclude must (be a day like|hold pairs of days)"):
+        Windows(exclude=exclude)
+
+
+@pytest.mark.parametrize("count", [20.5, "20", 0, -1])
+def test_days_of_life_are_a_whole_number(count):
+    for name in ("n_steps", "n_past"):
+        with pytest.raises(ValueError, match="whole numbers n_steps >= 1 and n_past >= 1"):
+            Windows(**{name: count})
 
 
 @pytest.mark.parametrize("windows, message", [
@@ -343,7 +590,7 @@ def test_generous_where_it_is_safe(tmp_path):
     (Windows(start="2022-10-04"), "choose days inside"),
     (Windows(until="1990-02-01"), "until 1990-02-01; choose days inside"),
     (Windows(n_steps=9000), r"\(no day, as its data"),
-    (Windows(low=3.0), r"trailing vol in \[300%, inf%\), got 3\.\d%…\d+\.\d%; widen the band"),
+    (Windows(low=3.0), r"trailing vol in \[300%, inf%\), got 3\.\d%…\d+\.\d%; widen band"),
     (Windows(start="2008-10-01", end="2008-10-31", exclude=(CRISES["gfc"],)), "no window left by the excluded ranges"),
 ])
 def test_an_empty_set_says_why(windows, message):

@@ -218,3 +218,12 @@ def test_a_single_instrument_policy_leaves_no_dropout_behind():
     assert not torch.equal(policy(episode()), ALL["band"](episode()))
     policy.dropout = None
     assert torch.equal(policy(episode()), ALL["band"](episode()))
+
+
+@pytest.mark.parametrize("kind", POLICIES)
+@pytest.mark.parametrize("own, given", [(1, ("spot", "variance_swap")), (2, ("spot",))])
+def test_a_policy_trades_as_many_instruments_as_it_was_built_for(kind, own, given):
+    policy, e = learned(kind, n_instruments=own), episode("medium", 8, instruments=given)
+    for use in (policy, policy.representation):
+        with pytest.raises(ValueError, match=rf"trades {own} instrument\(s\), got an episode with {len(given)}; build it with n_instruments={len(given)}"):
+            use(e)
