@@ -7,8 +7,8 @@ from pathlib import Path
 from sphinx.util.fileutil import copy_asset
 
 from figures import illustrated
+from tables import headed, judged
 
-EMPTY = re.compile(r"<th(?: [^>]*)?>\s*(?:<p>\s*</p>)?\s*</th>")
 DIRECTIVE = re.compile(r"^\s*#\s*\|\s*(.*?)\s*$")
 TAGS = {"hide": "remove-cell", "hide_input": "remove-input", "hide_output": "remove-output"}
 
@@ -38,7 +38,7 @@ def readable(notebook):
             tags = {TAGS[name] for name in (re.split(r"[:\s]", directive)[0] for directive in directives) if name in TAGS}
             if code.startswith("show_doc("): tags.add("remove-input")
             metadata = {**cell["metadata"], "tags": sorted(tags | set(cell["metadata"].get("tags", []))), "alt": alt(directives)}
-            cell = {**cell, "source": code, "metadata": metadata}
+            cell = judged({**cell, "source": code, "metadata": metadata})
         cells.append(cell)
     return {**notebook, "cells": cells}
 
@@ -56,9 +56,9 @@ def drop_thebe(app, page, template, context, doctree):
     context["script_files"] = [script for script in context.get("script_files", []) if "thebe" not in said(script)]
 
 
-def name_headers(app, page, template, context, doctree):
-    "The corner above a table's row names is no header: an empty one would be read out as nothing."
-    if "body" in context: context["body"] = EMPTY.sub("<td></td>", context["body"])
+def fill_headers(app, page, template, context, doctree):
+    "No table of the page has an empty header."
+    if "body" in context: context["body"] = headed(context["body"])
 
 
 def copy_mathjax(app, failure):
@@ -75,6 +75,6 @@ def setup(app):
     app.config.mathjax_path = "mathjax/tex-chtml.js"
     app.connect("source-read", read_source)
     app.connect("html-page-context", drop_thebe, priority=900)
-    app.connect("html-page-context", name_headers)
+    app.connect("html-page-context", fill_headers)
     app.connect("build-finished", copy_mathjax)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,16 +1,18 @@
-// Boxes that are wider than their column can be scrolled by the keyboard too, and fade where there is more to see.
-const BOXES = ".bd-article pre, .bd-article .drawing, .bd-article .output, .bd-article .pst-scrollable-table-container, .bd-article mjx-container";
+// A box that is larger than its place scrolls: the keyboard reaches it too, and it fades where there is more to see.
+const BOXES = ["pre", ".drawing", ".output", ".pst-scrollable-table-container", "mjx-container"].map((box) => `.bd-article ${box}`).join();
 
 function mark(box) {
-  const room = box.scrollWidth - box.clientWidth;
-  const wide = room > 1 && getComputedStyle(box).overflowX !== "visible";
-  box.classList.toggle("more-left", wide && box.scrollLeft > 1);
-  box.classList.toggle("more-right", wide && box.scrollLeft < room - 1);
-  if (wide) {
-    box.tabIndex = 0;
-    if (!box.hasAttribute("role")) box.setAttribute("role", "group");
-    if (!box.hasAttribute("aria-label")) box.setAttribute("aria-label", "scrolls sideways");
-  } else if (box.tabIndex === 0) box.removeAttribute("tabindex");
+  const [across, down] = [box.scrollWidth - box.clientWidth, box.scrollHeight - box.clientHeight];
+  const scrolls = (across > 1 || down > 1) && getComputedStyle(box).overflowX === "auto";
+  const fade = (side, more) => box.style.setProperty(`--${side}`, more ? 0 : 1);
+  box.classList.toggle("scrolls", scrolls);
+  fade("left", box.scrollLeft > 1);
+  fade("right", box.scrollLeft < across - 1);
+  fade("below", box.scrollTop < down - 1);
+  if (!scrolls) return;
+  box.tabIndex = 0;
+  box.setAttribute("role", "group");
+  box.setAttribute("aria-label", "scrolls");
 }
 
 function markAll() {
