@@ -107,7 +107,7 @@ class Config:
         fill(history_digest=_digest(self.history, self.history_digest))
         if not self.names:
             raise ValueError(f"environments must name at least one, got {self.environments!r}; write low,medium")
-        method.check(len(self.names), self.weights)
+        method.check(len(self.names), self.weights, self.permute_labels)
         for name in (*self.names, self.validate_on):
             one_of("environment", name, nameable_environments(self.history, self.cost))
 

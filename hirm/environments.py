@@ -107,7 +107,7 @@ ENVIRONMENTS: dict[str, Environment] = {e.name: e for e in [
 ]}
 
 # %% ../nbs/06_environments.ipynb #5f9f8a1f
-_SPREADS = {"history_low": 1, "history_medium": 2, "gfc": 10, "volmageddon": 5, "covid": 10, "bear_2022": 5, "holdout": 2}  # bps
+_SPREADS = {"history_low": 1, "history_medium": 2, "gfc": 10, "volmageddon": 5, "covid": 10, "bear_2022": 5, "holdout": 2, "worst": 10}  # bps
 
 
 def recorded_environments(
@@ -116,11 +116,12 @@ def recorded_environments(
     "Recorded windows with the half-spread of their regime; `history_…` are for training, all else for testing."
     environments = {}
     for name, market in windows.items():
-        if name not in _SPREADS:
-            raise ValueError(f"a half-spread is known for {', '.join(_SPREADS)}, got {name!r}; say what trading costs there: "
-                             f"Environment({name!r}, 'test', windows, Proportional(5e-4)) is 5 bp")
+        kind = "worst" if name.startswith("worst_") else name  # a worst stretch pays what a crisis pays
+        if kind not in _SPREADS:
+            cure = f"Environment({name!r}, 'test', windows, Proportional(5e-4)) says that it is 5 bp"
+            raise ValueError(f"a half-spread is known for {', '.join(_SPREADS)}, got {name!r}; {cure}")
         role = "train" if name.startswith("history_") else "test"
-        friction = Proportional(_SPREADS[name] * 1e-4)
+        friction = Proportional(_SPREADS[kind] * 1e-4)
         environments[name] = Environment(name, role, market, friction, source=f"{market.source}, daily closes")
     return environments
 

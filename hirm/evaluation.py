@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['PROBES', 'LEVELS', 'max_drawdown', 'Outcome', 'cvar_error', 'metrics', 'baselines', 'costlier', 'jumpier', 'masked',
            'scrambled', 'doubled', 'Probe', 'Judgement', 'tail_quantiles', 'pnl_by_spot', 'calendar_pnl', 'pieces',
-           'outcomes', 'describe', 'judge', 'relative_turnover', 'evaluate', 'conclude']
+           'outcomes', 'describe', 'judge', 'relative_turnover', 'evaluate', 'resting_band', 'deepest_fall', 'diary',
+           'conclude']
 
 # %% ../nbs/18_evaluation.ipynb #1dd69c78
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -20,10 +22,12 @@ from torch import Tensor
 
 from .environments import Environment, common_episodes
 from .features import COLUMNS
+from .frictions import Proportional
 from .hedging import CHUNK, Episode, Ledger, hedge
-from .history import Windows, load_series, project
-from .markets import Jumps
+from .history import DAYS_PER_YEAR, N_PAST, N_STEPS, Windows, load_series, project
+from .markets import Jumps, Paths
 from .policies import Delta, DeltaVega, NoHedge, WhalleyWilmott
+from .pricing import EuropeanCall
 from .risk import cvar
 from .runs import atomic_write
 from .training import progress
@@ -306,6 +310,95 @@ def evaluate(
 ) -> pd.DataFrame:  # one row per method, seed and environment
     """Return the metrics of policies and baselines on common paths in each environment."""
     return judge(policies, environments, n_paths, seed, **options).metrics
+
+# %% ../nbs/18_evaluation.ipynb #f3358687
+def _arrivals(
+    points: pd.DataFrame,  # columns vol, days, moneyness
+    n_steps: int,  # days of the trade
+    friction,
+) -> Episode:  # (1, 2 n_points, …): every point from below, then every point from above
+    """Return paths that stand at half or at twice the spot of a point, jump to the point on its date, and stay."""
+    vol, days, there = (torch.tensor(points[name].tolist()).repeat(2)[:, None] for name in ("vol", "days", "moneyness"))
+    away = there * torch.tensor([0.5, 2.0]).repeat_interleave(len(points))[:, None]
+    arrived = torch.arange(n_steps + 1) >= n_steps - days
+    spot = torch.where(arrived, there, away)[None]
+    past = (vol / DAYS_PER_YEAR**0.5).expand(-1, N_PAST)[None]
+    paths = Paths(spot, vol.square().expand_as(spot), vol.expand_as(spot), past, 1 / DAYS_PER_YEAR)
+    calm = {"realized_vol": lambda values: vol.expand_as(values)}  # the jump itself is not to be taken for volatility
+    payoff = EuropeanCall().payoff(spot[..., -1])
+    return Episode(paths, spot[..., None], payoff, torch.zeros_like(payoff), friction, probe=calm)
+
+
+def _alone(
+    policy: Callable,
+    episode: Episode,  # leading axis 1
+    name: str,  # of the policy
+) -> Ledger:  # leading axis 1
+    """Return the books of a policy of one member. Raises ValueError for several."""
+    ledger = hedge(policy, episode)
+    if (n_members := len(ledger.positions)) != 1:
+        raise ValueError(f"{name!r} must be a policy of one member, got {n_members}; put them together with Ensemble or Blend, or look at one")
+    return ledger
+
+
+@torch.no_grad()
+def resting_band(
+    policies: Mapping[str, Callable],  # name -> policy of one member
+    moneyness: Sequence[float] = (0.95, 1.0, 1.05),  # spot over strike
+    days: Sequence[int] = (45, 10),  # trading days to expiry, fewer than n_steps
+    vols: Sequence[float] = (0.18, 0.55),  # quoted and realised vol, annualised
+    friction=Proportional(2e-4),  # of those policies that look at it
+    n_steps: int = N_STEPS,  # days of the trade
+) -> pd.DataFrame:  # method, vol, days, moneyness, delta, and lower and upper edge in shares
+    """Return what is held on arrival from far below and from far above; between the two nothing is traded."""
+    if not all(1 <= left < n_steps for left in days):
+        raise ValueError(f"days to expiry must lie in 1…{n_steps - 1}, for the spot arrives after date 0, got {tuple(days)}; name days inside")
+    points = pd.DataFrame(list(product(vols, days, moneyness)), columns=["vol", "days", "moneyness"])
+    episode = _arrivals(points, n_steps, friction)
+    path, date = torch.arange(2 * len(points)), torch.tensor((n_steps - points["days"]).tolist()).repeat(2)
+    delta = episode.delta[0, path, date].double().numpy(force=True)[: len(points)]
+    frames = []
+    for name, policy in policies.items():
+        held = _alone(policy, episode, name).positions[0, path, date, 0]
+        below, above = held.double().numpy(force=True).reshape(2, -1)
+        frames.append(points.assign(method=name, delta=delta, lower=below, upper=above))
+    return pd.concat(frames, ignore_index=True)[["method", *points.columns, "delta", "lower", "upper"]]
+
+# %% ../nbs/18_evaluation.ipynb #98569ea8
+def deepest_fall(
+    windows: Windows,
+) -> pd.Timestamp:
+    """Return the start day of the window in which the price falls furthest below its start."""
+    lowest = windows.paths(dtype=torch.float64).spot[0].amin(-1)
+    return windows.dates[lowest.argmin().item()]
+
+
+@torch.no_grad()
+def diary(
+    policies: Mapping[str, Callable],  # name -> policy of one member
+    environment: Environment,  # recorded
+    start: str | pd.Timestamp,  # day on which a window starts
+) -> pd.DataFrame:  # method, date, spot (S_0 = 1), delta, position after the day's trade, trade, and pnl of the day in units of S_0
+    """Return the books of one recorded window, day by day. Raises ValueError for a day on which no window starts."""
+    windows, first = environment.market, pd.Timestamp(start)
+    if first not in windows.dates:
+        raise ValueError(f"start must be a day on which a window of {environment.name} starts, got {first:%Y-%m-%d}; "
+                         f"they start on trading days from {windows.dates[0]:%Y-%m-%d} to {windows.dates[-1]:%Y-%m-%d}")
+    place, recorded = windows.dates.get_loc(first), load_series(windows.source)["date"]
+    episode = environment.episode(None, None).take(slice(place, place + 1))
+    days = recorded[recorded >= first].iloc[: episode.paths.n_steps + 1]
+
+    def as_column(values):  # (1, 1, n_steps+1)
+        return values[0, 0].double().numpy(force=True)
+
+    market = {"date": days.to_numpy(), "spot": as_column(episode.paths.spot), "delta": as_column(episode.delta)}
+    frames = []
+    for name, policy in policies.items():
+        ledger = _alone(policy, episode, name)
+        trade = as_column(ledger.trades[..., 0])
+        books = {"position": trade.cumsum(), "trade": trade, "pnl": as_column(ledger.daily_pnl())}
+        frames.append(pd.DataFrame(market | books).assign(method=name))
+    return pd.concat(frames, ignore_index=True)[["method", *market, "position", "trade", "pnl"]]
 
 # %% ../nbs/18_evaluation.ipynb #1f775897
 def conclude(

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .frictions import Mixed
 from .markets import Paths
 from .pricing import EuropeanCall
 
@@ -32,6 +33,7 @@ class Episode:
     friction: Any  # cost kernel; a tuple of kernels when axis 1 is the environment
     call: EuropeanCall = EuropeanCall()  # the liability: one call, sold
     probe: dict[str, Callable] = field(default_factory=dict)  # feature name -> function that distorts the column (no retraining)
+    origin: Tensor | None = None  # whose kernel each path pays, (…, n_paths), where paths changed places; None: that of axis 1
 
     def __post_init__(self):
         by_date = tuple(self.paths.spot.shape)
@@ -59,7 +61,8 @@ class Episode:
         "Some of the paths."
         here = lambda x: x[..., paths, :]
         return replace(self, paths=map_paths(here, self.paths), prices=self.prices[..., paths, :, :], payoff=self.payoff[..., paths],
-                       premium=self.premium.expand_as(self.payoff)[..., paths])
+                       premium=self.premium.expand_as(self.payoff)[..., paths],
+                       origin=None if self.origin is None else self.origin[..., paths])
 
     def chunks(self,
         size: int,  # paths at a time
@@ -75,7 +78,8 @@ class Episode:
             return x.mT.gather(-1, index[..., None, :].expand(*index.shape[:-1], x.shape[-1], -1)).mT
         prices = join_instruments([rows(self.prices[..., i]) for i in range(self.prices.shape[-1])])
         return replace(self, paths=map_paths(rows, self.paths), prices=prices, payoff=self.payoff.gather(-1, index),
-                       premium=self.premium.expand_as(self.payoff).gather(-1, index))
+                       premium=self.premium.expand_as(self.payoff).gather(-1, index),
+                       origin=None if self.origin is None else self.origin.gather(-1, index))
 
     def spread(self) -> Tensor:  # (…, n_paths, n_steps+1, n_instruments)
         "Half-spread of a small trade, as a fraction of the price."
@@ -83,9 +87,11 @@ class Episode:
         return self._cost(small) / (small * self.prices)
 
     def _cost(self, trades):
-        "Cost by date and instrument; one kernel, or one per environment on axis 1."
+        "Cost by date and instrument; one kernel, or one per environment: that of axis 1, or of each path's origin."
         if not isinstance(self.friction, tuple):
             return self.friction.cost(trades, self.prices, self.paths)
+        if self.origin is not None:
+            return Mixed(self.friction, self.origin).cost(trades, self.prices, self.paths)
         each = [kernel.cost(trades[:, e], self.prices[:, e], map_paths(lambda x: x[:, e], self.paths)).transpose(-1, -3)
                 for e, kernel in enumerate(self.friction)]
         return torch.stack(each, 1).transpose(-1, -3)

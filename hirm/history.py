@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DAYS_PER_YEAR', 'MIN_ROWS', 'FIT_ROWS', 'LAST_TRAINING_DAY', 'N_PAST', 'N_STEPS', 'CRISES', 'BANDS', 'EWMA',
            'project', 'history_file', 'load_series', 'train_end', 'calendar', 'VarianceRule', 'variance_rule',
-           'trailing_vol', 'effective_number', 'Windows', 'calendar_windows', 'training_windows']
+           'trailing_vol', 'effective_number', 'worst_stretches', 'Windows', 'calendar_windows', 'training_windows']
 
 # %% ../nbs/02_history.ipynb #dcb00ab0
 import csv
@@ -314,7 +314,7 @@ def _check_moves(
     _warn(stretch >= _STILL, close, source, slow, "leave out days without trading")
     leap = np.log(close).diff()
     move = (100 * np.expm1(leap)).map("{:+.1f} %".format)
-    large = "close moves by a fifth or more in a day"
+    large = "close moves by about a fifth or more in a day"
     _warn(leap.abs() > _LEAP, move, source, large, "if it is a split, give closes adjusted for it")
 
 # %% ../nbs/02_history.ipynb #6ee716a9
@@ -405,10 +405,12 @@ def train_end(
 def calendar(
     source: str | Path = "sp500",  # "sp500" or a CSV
 ) -> dict[str, tuple[str, str]]:  # name of a test set -> first and last start day
-    "Crises in which at least 20 windows start; if one of the four is missing, also `holdout`: all after `train_end`."
+    "Crises in which at least 20 windows start; if one is missing, also worst stretches, and `holdout`: all after `train_end`."
     date = _series(source)["date"]
     ranges = {name: days for name, days in CRISES.items() if len(_starts(date, *days)) >= 20}
     if len(ranges) < len(CRISES):
+        affordable = min(len(CRISES), len(date) // FIT_ROWS - 1)  # one for every three years after the first three
+        ranges |= worst_stretches(source, max(0, affordable - len(ranges)), tuple(ranges.values()))
         first = pd.Timestamp(train_end(source)) + pd.Timedelta(days=1)
         ranges["holdout"] = (str(first.date()), str(date.iloc[-1].date()))
     return ranges
@@ -500,6 +502,36 @@ def effective_number(
     pairs = [present[: len(present) - k] @ present[k:] for k in range(n_steps)]  # k days apart
     shared = np.array(pairs) * (1 - np.arange(n_steps) / n_steps)
     return float(len(rows) ** 2 / (2 * shared.sum() - shared[0]))
+
+# %% ../nbs/02_history.ipynb #390a133c
+def worst_stretches(
+    source: str | Path = "sp500",  # "sp500" or a CSV
+    n: int = len(CRISES),  # how many
+    apart: Sequence[tuple[str, str]] = (),  # start days of other test windows, with which no close may be shared
+) -> dict[str, tuple[str, str]]:  # worst_<year>_<month> of the wildest day -> first and last start day, the wildest first
+    "Start days of the windows that live through the wildest 20 days, as often as asked. Raises ValueError for a series that is too short."
+    series = _series(source)
+    date, vol = series["date"], trailing_vol(series["close"].to_numpy())
+    last_start = len(date) - 1 - N_STEPS
+    free = np.zeros(len(date), dtype=bool)
+    free[FIT_ROWS + N_STEPS : last_start + 2 * N_PAST + 2] = True  # rows that may end the 20 days; at least 20 windows live through them
+
+    def keep_apart(first_start, last_start):
+        free[max(0, first_start - N_STEPS) : last_start + 2 * N_STEPS + N_PAST + 1] = False
+
+    for days in apart:
+        if len(rows := _starts(date, *days)):
+            keep_apart(rows[0], rows[-1])
+    found = {}
+    while len(found) < n:
+        if not free.any():
+            raise ValueError(f"history {str(source)!r}: {n} worst stretches need about {FIT_ROWS * (n + 1)} rows, got {len(date)}, with room for {len(found)}; "
+                             "give a longer series or ask for fewer")
+        worst = int(np.where(free, vol, -1.0).argmax())
+        first, last = worst - N_STEPS, min(worst - N_PAST, last_start)
+        found[f"worst_{date[worst]:%Y_%m}"] = (str(date[first].date()), str(date[last].date()))
+        keep_apart(first, last)
+    return found
 
 # %% ../nbs/02_history.ipynb #8ffbc979
 def _day(

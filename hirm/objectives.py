@@ -182,9 +182,14 @@ class Method:
     min_environments: int = 1           # a method that compares needs 2
     weight_decay: float | None = None   # overrides the protocol's
     dropout: float = 0.0                # share of the representation dropped in training
+    labels: bool = True                 # whether it matters to which environment a path is counted
 
-    def check(self, n_environments: int, weights: Sequence[float] = ()) -> None:
-        """Refuse too few environments and negative penalty weights, before anything is simulated."""
+    def check(self, n_environments: int, weights: Sequence[float] = (), permuted: bool = False) -> None:
+        """Refuse too few environments, negative penalty weights and labels that nobody reads, before anything is simulated."""
+        if permuted and (n_environments < 2 or not self.labels):
+            got = f"the one environment of {self.name}" if self.labels else f"{self.name}, which pools all paths"
+            raise ValueError("permute_labels draws the environment of each path at random and needs at least 2 environments and a method "
+                             f"that tells them apart, got {got}; leave it out, or name erm and two environments")
         if n_environments < self.min_environments:
             raise ValueError(f"{self.name} compares environments and needs at least {self.min_environments}, "
                              f"got {n_environments}; add one, or train erm")
@@ -202,7 +207,7 @@ class Method:
 # %% ../nbs/10_objectives.ipynb #3ed3a419
 METHODS = {method.name: method for method in (
     Method("erm", erm),
-    Method("erm_pool", erm_pool, weight=1.0),
+    Method("erm_pool", erm_pool, weight=1.0, labels=False),
     Method("erm_reg", erm_reg, needs=("anchor",), weight_decay=1e-3, dropout=0.3),
     Method("groupdro", groupdro, weight=0.01, min_environments=2),
     Method("wcvar", wcvar, weight=1.0, min_environments=2),

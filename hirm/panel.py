@@ -73,7 +73,27 @@ class Panel:
 
     @cached_property
     def records(self) -> dict[str, list[Checkpoints]]:
-        """Return the runs of each method in the order of the seeds, the oracle last; whatever is missing or mixed is refused."""
+        """Return the runs of each method in the order of the seeds, the oracle last; whatever is missing or mixed is refused, and a method that diverged left out."""
+        if named := [name for name in self.diverged if name in _listed(self.methods)]:
+            raise ValueError(f"runs of {named[0]}: expected all to have been trained to their end, got {self.diverged[named[0]]}; leave it out of -p methods and report it")
+        sound = {name: records for name, records in self._complete.items() if name not in self.diverged}
+        if not set(sound) - {"oracle"}:
+            raise ValueError(f"runs in {self.runs}: expected a method none of whose members diverged, got {', '.join(self.diverged)}; there is nobody to look at")
+        _refuse_mixture([record for name, records in sound.items() if name != "oracle" for record in records])
+        return sound
+
+    @cached_property
+    def diverged(self) -> dict[str, str]:  # name of the method → who diverged, and when
+        """Return the methods of which a member diverged: the others have a member for each seed, so these cannot stand beside them."""
+        found = {}
+        for name, records in self._complete.items():
+            if lost := [f"seed {record.config['seed']} diverged at update {record.diverged}" for record in records if record.diverged is not None]:
+                found[name] = ", ".join(lost)
+        return found
+
+    @cached_property
+    def _complete(self) -> dict[str, list[Checkpoints]]:
+        """Return a finished run for every seed of each method."""
         asked = [name for name in self.found if name != "oracle"] if _listed(self.methods) == ["all"] else _listed(self.methods)
         chosen = {method: self._one_protocol(method, self.found.get(method, []), self.members) for method in sorted(asked, key=lambda name: name != "erm")}
         if "oracle" in self.found:  # an upper bound may have fewer members
@@ -81,7 +101,6 @@ class Panel:
             chosen["oracle"] = self._one_protocol("oracle", self.found["oracle"], [seed for seed in self.members if seed in known])
             if [record.config["seed"] for record in chosen["oracle"]] != self.members[:len(chosen["oracle"])] or not chosen["oracle"]:
                 raise FileNotFoundError(f"the oracle has seeds {sorted(known)}, the methods {self.members}; train the oracle from seed {self.members[0]} on")
-        _refuse_mixture([record for name, records in chosen.items() if name != "oracle" for record in records])
         return chosen
 
     def _one_protocol(self, name: str, records: list[Checkpoints], seeds: list[int]) -> list[Checkpoints]:
@@ -127,7 +146,8 @@ class Panel:
         """Return who is looked at."""
         rows = {name: {"runs": len(records), "protocol": records[0].folder.name[-8:], "λ": f"{records[0].config['penalty_weight']:g}", "trained on": records[0].config["environments"],
                        "chosen by": records[0].manifest()["rule"]} for name, records in self.records.items()}
-        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
+        rows |= {name: {"runs": len(self._complete[name]), "chosen by": f"left out: {lost}"} for name, lost in self.diverged.items()}
+        return pd.DataFrame.from_dict(rows, orient="index").fillna("").rename_axis("method")
 
     def write(self, experiment: str, **frames: pd.DataFrame) -> list[str]:  # files, from the project
         """Write frames as CSV, and last of all where they come from."""

@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 os.environ.update(MPLBACKEND="Agg", OMP_NUM_THREADS="1")
@@ -12,6 +13,15 @@ import torch
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parents[1]
+HANGS = 1800  # seconds after which a process hangs; none needs a tenth of it, nor does one on a machine that is ten times as slow
+
+
+def wait_until(claim, what):
+    "Wait for something that another process does; no longer than until it must be taken to hang."
+    for _ in range(10 * HANGS):
+        if claim(): return
+        time.sleep(0.1)
+    pytest.fail(f"waited {HANGS} s for {what}")
 
 
 @pytest.fixture(scope="session")
@@ -23,9 +33,9 @@ def root():
 @pytest.fixture(scope="session")
 def tool():
     "Runs a command of this environment, in the project's folder unless told otherwise."
-    def run(name, *words, cwd=ROOT, **options):
+    def run(name, *words, cwd=ROOT, timeout=HANGS, **options):
         return subprocess.run([str(Path(sys.executable).with_name(name)), *words], cwd=cwd, stdin=subprocess.DEVNULL,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout, **options)
     return run
 
 

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from conftest import ROOT
+from hirm.campaign import Plan, jobs as campaign_jobs
 from hirm.config import as_config, Config, judged_environments
 
 # Fields that named a run's folder when the published runs were trained.
@@ -17,11 +18,8 @@ PUBLISHED_FIELDS = ("scale", "policy", "environments", "history", "realized_vol"
 
 @pytest.fixture(scope="module")
 def jobs():
-    "Every training job of the Snakefile, by experiment and name."
-    tables = (ROOT / "Snakefile").read_text().split("\nrule ", 1)[0]
-    names = {"config": {}, "shell": type("Shell", (), {"prefix": staticmethod(str)})}
-    exec(tables, names)
-    return names["JOBS"]
+    "Parameters of every training job as it is asked for by default, by campaign and name."
+    return {campaign: {job.name: job.parameters for job in campaign_jobs(campaign, Plan())} for campaign in ("phase1", "learning")}
 
 
 def published_name(member: Config) -> str:

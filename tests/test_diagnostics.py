@@ -2,6 +2,7 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -77,6 +78,14 @@ def test_a_direction_below_the_noise_is_not_known():
     assert parts["isi"].isnan() and parts["c1"] == parts["c3"] == 1
 
 
+def test_the_noise_gate_stands_where_signal_equals_noise():
+    """Halves 1 and b: their product b against a quarter of their squared difference; equal at b = 3 - 2√2 = .172."""
+    def known(b): return not alignment(torch.tensor([[[1.0], [b]], [[1.0], [1.0]]])).isnan()
+    assert known(0.18) and not known(0.16)
+    halves_of = torch.tensor([[[1.0, 0.0], [1.0, 0.0]], [[0.6, 0.8], [0.6, 0.8]]])
+    assert alignment(halves_of).item() == pytest.approx(0.6)
+
+
 def test_separation_does_not_depend_on_coordinates_and_has_no_noise_floor():
     generator = torch.Generator().manual_seed(0)
     centre, noise = (torch.randn(n, 3, generator=generator, dtype=torch.float64) for n in (4, 3))
@@ -147,11 +156,40 @@ def test_the_same_paths_under_two_names_do_not_differ(monkeypatch):
 def test_frames_are_tidy_and_the_table_is_text():
     seen = diagnose({"it": learned()}, [ENVIRONMENTS[name] for name in ("low", "crisis", "crisis_jumps")], 200, 0, seeds=[4, 9])
     assert set(seen.environments["method"]) == {"no_hedge", "delta", "whalley_wilmott", "it"} and set(seen.stability["set"]) == {"all", "test"}
-    assert seen.environments.query("method == 'it'")["seed"].tolist() == [4, 9] * 3 and seen.environments.groupby("environment")["excess"].min().lt(0.01).all()
+    assert seen.environments.query("method == 'it'")["seed"].tolist() == [4, 9] * 3 and set(seen.environments["environment"]) == {"low", "crisis", "crisis_jumps"}
     delta = seen.stability.query("method == 'delta'")
     assert delta["c1"].eq(1).all() and delta["isi"].isna().all()
     table = percent(seen.stability, ["set", "method"], ["ig"], ["isi"])
     assert table.loc[("all", "delta"), "isi"] == "–" and float(table.loc[("all", "delta"), "ig (%)"]) == pytest.approx(100 * delta["ig"].iloc[0], rel=5e-3)
+
+
+def test_excess_is_the_risk_above_the_best_of_each_environment():
+    found = diagnose({"it": learned(), "half": lambda e: 0.5 * Delta()(e)}, [ENVIRONMENTS[name] for name in ("low", "medium", "crisis")], 200, 0)
+    risk = found.environments.groupby(["environment", "method"])["risk"].mean().unstack()
+    best = risk.min(axis=1)
+    own = found.environments.set_index(["method", "seed", "environment"]).sort_index()
+    above = own["risk"] - best.reindex(own.index.get_level_values("environment")).to_numpy()
+    assert np.allclose(own["excess"], above, atol=1e-7) and (risk.max(axis=1) > 1.2 * best).all()
+    roles = {"all": ["low", "medium", "crisis"], "train": ["low", "medium"]}
+    assert set(found.stability["set"]) == set(roles)
+    for _, row in found.stability.iterrows():
+        mine = own.loc[(row["method"], row["seed"])].loc[roles[row["set"]]]
+        assert row["ig"] == pytest.approx(mine["risk"].max() - mine["risk"].min(), abs=1e-7)
+        assert row["ig_excess"] == pytest.approx(mine["excess"].max() - mine["excess"].min(), abs=1e-7)
+        assert row["wg"] == pytest.approx(mine["risk"].max() if row["set"] == "train" else (mine["risk"].nlargest(2) * [1, 0.5]).sum() / 1.5, rel=1e-5)
+
+
+def test_numbers_of_one_environment_by_hand():
+    """200 paths of 3 dates: the first ten lose 1, the others gain 0.1; the tail of 5 % is those ten."""
+    loss = torch.full((1, 200), -0.1)
+    loss[:, :10] = 1.0
+    daily = torch.zeros(1, 200, 40)
+    daily[:, :10, :20], daily[:, :10, 20:] = -0.5, -1.5  # rolling windows of 20 lose from 10 to 30
+    paths, none = torch.ones(1, 200), torch.zeros(1, 200, 0)
+    seen = Traces(loss, hedge=-loss, daily=daily, traded=3 * paths, held=6 * paths, gradient=none, seen=none, square=torch.zeros(1, 0, 0)).own(0.95)
+    rolling = torch.linspace(10, 30, 21)
+    assert seen["risk"].item() == pytest.approx(1.0) and seen["er"].item() == pytest.approx((190 * 0.1 - 10) / 200)
+    assert seen["tr"].item() == pytest.approx(0.5) and seen["vr"].item() == pytest.approx((rolling.std(correction=0) / rolling.mean()).item())
 
 
 def test_recorded_windows_and_odd_numbers_of_paths_are_refused():

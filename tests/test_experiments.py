@@ -29,7 +29,7 @@ def launch(tool):
     def run(name, *words):
         notebook = ROOT / "nbs" / f"{name}.ipynb"
         before = notebook.read_bytes()
-        done = tool("papermill", f"nbs/{name}.ipynb", *words, timeout=300)
+        done = tool("papermill", f"nbs/{name}.ipynb", *words)
         assert notebook.read_bytes() == before
         return done
     return run
@@ -124,7 +124,9 @@ def test_evaluation_agrees_with_the_run_itself(runs, evaluated):
 def test_diagnosis_leaves_its_tables(diagnosed):
     assert {path.name for path in diagnosed.iterdir()} == {"environments.csv", "stability.csv", "sensitivity.csv", "provenance.json"}
     own, compared, felt = (pd.read_csv(diagnosed / f"{name}.csv") for name in ("environments", "stability", "sensitivity"))
-    assert (own["excess"] >= -0.02).all() and set(own["environment"]) == {"low", "crisis", "crisis_jumps"} and set(own["seed"]) == {0, 1}
+    excess = own.groupby(["environment", "method"])["excess"].mean()  # over members: nothing for the best, and only for the best
+    assert excess.groupby("environment").min().abs().max() < 1e-7 and (excess > 1e-7).sum() == len(excess) - 3
+    assert set(own["environment"]) == {"low", "crisis", "crisis_jumps"} and set(own["seed"]) == {0, 1}
     learned = compared[compared["method"].isin(["erm", "irm"])]
     assert set(compared["set"]) == {"all", "test"} and learned["c3"].between(0, 1).all() and (compared["ig"] >= 0).all()
     assert felt.groupby(["method", "seed", "environment"]).size().eq(9).all()

@@ -1,6 +1,7 @@
 """`papermill nbs/train.ipynb -p method irm`, exactly so, from wherever and through whatever."""
 import os
 import pty
+import select
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from conftest import ROOT
+from conftest import HANGS, ROOT
 from hirm.launch import VALUES, fill_output, given_parameters, output_path, read_command
 
 PARAMETERS = "method: str = 'erm'  # objective\nseed: int = 0  # member\nruns: str = 'runs'  # folder\nweight: float = -1.0  # penalty"
@@ -34,18 +35,18 @@ def terminal(command, cwd):
     process = subprocess.Popen(command, cwd=cwd, stdin=theirs, stdout=theirs, stderr=theirs, close_fds=True)
     os.close(theirs)
     said = b""
-    while True:
+    while select.select([ours], [], [], HANGS)[0]:
         try: piece = os.read(ours, 4096)
         except OSError: break  # the other end has closed
         if not piece: break
         said += piece
     os.close(ours)
-    return process.wait(), said.decode()
+    return process.wait(HANGS), said.decode()
 
 
 def pipe(command, cwd):
     "Runs `command` with pipes on all three ends."
-    done = subprocess.run(command, cwd=cwd, input="", capture_output=True, text=True)
+    done = subprocess.run(command, cwd=cwd, input="", capture_output=True, text=True, timeout=HANGS)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -133,7 +134,7 @@ def test_options_are_those_of_papermill():
 
 def test_importing_does_nothing():
     code = "import sys; sys.argv = ['papermill', 'nbs/train.ipynb']; import hirm.launch; print(sys.argv[1:], 'papermill' in sys.modules, 'torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANGS)
     assert done.stdout.strip() == "['nbs/train.ipynb'] False False", done.stderr
     assert fill_output(["-"]) == ["-"] and fill_output([]) == []
 

@@ -10,7 +10,7 @@ import QuantLib as ql
 import torch
 from scipy.stats import norm
 
-from hirm.markets import BLOCK, GBM, SABR, Heston, Jumps, Momentum, concat, normals, stack
+from hirm.markets import BLOCK, GBM, SABR, Heston, Jumps, Momentum, Paths, concat, normals, stack
 
 N_PATHS = int(os.environ.get("HIRM_PATHS", 200_000))
 DAY = 1 / 252
@@ -358,3 +358,12 @@ def test_members_of_momentum_do_not_depend_on_their_neighbours():
 def test_momentum_refuses_what_is_none(base, phi, message):
     with pytest.raises(ValueError, match=message):
         Momentum(base, phi)
+
+
+def test_the_variance_swap_by_hand():
+    "Realised so far by the trapezoid of both ends of each step, expected until expiry by the quote: three dates of a quarter of a year."
+    row = lambda *x: torch.tensor([[x]], dtype=torch.float64)
+    paths = Paths(spot=row(1, 1, 1), variance=row(0.04, 0.16, 0.08), iv=row(0.4, 0.3, 0.2), past=row(0.0), dt=0.25)
+    assert paths.variance_swap()[0, 0].tolist() == pytest.approx([0.16 * 0.5, 0.1 * 0.25 + 0.09 * 0.25, 0.1 * 0.25 + 0.12 * 0.25])
+    jumped = replace(paths, jumped=row(0, 0.01, 0.03)).variance_swap()[0, 0]
+    assert jumped.tolist() == pytest.approx([0.08, 0.0575, 0.085])

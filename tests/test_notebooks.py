@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from conftest import ROOT
+from conftest import HANGS, ROOT
 
 NOTEBOOKS = sorted([*(ROOT / "nbs").glob("*.ipynb"), *(ROOT / "book").glob("*.ipynb")])
 PAGES = [path for path in NOTEBOOKS if path.name[0].isdigit() or path.name == "index.ipynb" or path.parent.name == "book"]  # experiments are tested through papermill
@@ -34,14 +34,14 @@ def executed():
     "Each page executed afresh, two at a time, while the first ones are already being compared."
     def execute(path):
         notebook = nbformat.read(path, 4)
-        client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}})
+        client = NotebookClient(notebook, timeout=HANGS, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}})
         return client.execute(env={**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"})  # as in a reader's notebook
     with ThreadPoolExecutor(2) as pool:
         yield {path: pool.submit(execute, path) for path in PAGES}
 
 
 def test_nbdev_test(tool):
-    done = tool("nbdev_test", timeout=120)
+    done = tool("nbdev_test")
     assert done.returncode == 0 and "Success" in done.stdout, done.stdout[-3000:]
 
 

@@ -3,13 +3,12 @@ import os
 import re
 import signal
 import subprocess
-import time
 import tomllib
 
 import pytest
 import yaml
 
-from conftest import ROOT
+from conftest import HANGS, ROOT, wait_until
 
 PROFILES = {path.parent.name: yaml.safe_load(path.read_text()) for path in sorted((ROOT / "profiles").glob("*/config.yaml"))}
 SCRIPTS = ROOT / "profiles" / "submit"
@@ -31,20 +30,17 @@ def test_a_rule_that_runs_an_experiment_says_what_it_needs():
     for rule in papermill: assert re.search(r"threads: \d+\s+resources: mem_mb=\d+, runtime=\d+", rule) and "log:" in rule, rule
 
 
-@pytest.mark.parametrize("last, end", [("true", "success"), ("exit 3", "failed"), ("exec sleep 60", "killed")])
+@pytest.mark.parametrize("last, end", [("true", "success"), ("exit 3", "failed"), ("exec sleep 3600", "killed")])
 def test_a_submitted_job_is_followed_to_its_end(tmp_path, last, end):
     (tmp_path / "job.sh").write_text(f"echo made\necho $$ > own\n{last}\n")
-    def answer(script, word): return subprocess.run(["sh", SCRIPTS / script, word], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+    def answer(script, word): return subprocess.run(["sh", SCRIPTS / script, word], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=HANGS).stdout.strip()
     job = answer("start.sh", "job.sh")
-    while not (tmp_path / "own").exists() or not (tmp_path / "own").read_text().strip(): time.sleep(0.1)
+    wait_until(lambda: (tmp_path / "own").exists() and (tmp_path / "own").read_text().strip(), "the job to start")
     if end == "killed":  # with what it started, and no time to write a status
         assert answer("status.sh", job) == "running"
         for pid in (job, (tmp_path / "own").read_text()): os.kill(int(pid), signal.SIGKILL)
-    said = [answer("status.sh", job)]
-    while said[-1] == "running" and len(said) < 100:
-        time.sleep(0.1)
-        said.append(answer("status.sh", job))
-    assert said[-1] == end.replace("killed", "failed")
+    wait_until(lambda: answer("status.sh", job) != "running", "the job to end")
+    assert answer("status.sh", job) == end.replace("killed", "failed")
     assert (tmp_path / ".snakemake" / "submitted" / f"{job}.log").read_text() == "made\n"
 
 
@@ -52,5 +48,5 @@ def test_a_submitted_job_is_followed_to_its_end(tmp_path, last, end):
 def test_snakemake_reads_the_profile(tool, profile):
     for package in ("snakemake", "snakemake_executor_plugin_slurm", "snakemake_executor_plugin_cluster_generic"): pytest.importorskip(package)
     words = ("-n", "--forceall", "--nolock", "runs/learning_smoke/notebooks/term.ipynb", "--config", "scale=smoke")
-    done = tool("snakemake", "--profile", f"profiles/{profile}", *words, timeout=120)
+    done = tool("snakemake", "--profile", f"profiles/{profile}", *words)
     assert done.returncode == 0 and "mem_mb=4000" in done.stdout and "runtime=60" in done.stdout, done.stdout[-3000:]

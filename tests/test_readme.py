@@ -2,7 +2,7 @@
 import re
 import subprocess
 
-from conftest import ROOT
+from conftest import HANGS, ROOT
 
 
 def readme(monkeypatch):
@@ -38,7 +38,7 @@ def test_two_commands_set_up_a_fresh_machine():
 def test_ci_types_the_readme_s_test_command():
     script = (ROOT / ".ci" / "run").read_text()
     assert "README.md" in script and "pip install" not in script  # it reads the line, and has none of its own
-    shown = subprocess.run(["bash", str(ROOT / ".ci" / "run"), "--show"], capture_output=True, text=True)
+    shown = subprocess.run(["bash", str(ROOT / ".ci" / "run"), "--show"], capture_output=True, text=True, timeout=HANGS)
     assert shown.stdout.strip() == commands()[1]
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from conftest import HANGS
 from hirm import runs as rooms
 from hirm.environments import stream
 from hirm.history import project
@@ -22,7 +23,7 @@ CONFIG = dict(method="irm", seed=3, penalty_weight=1e-3, tiny=1e-7, alpha=0.95, 
 
 
 def python(code, **options):
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, **options)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANGS, **options)
 
 
 def learn(run, n_steps, killed_after=None):

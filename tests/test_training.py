@@ -4,26 +4,26 @@ import json
 import signal
 import subprocess
 import sys
-import time
 
 import pandas as pd
 import pytest
 import torch
 import yaml
 
+from conftest import HANGS
 from hirm import training
-from hirm.batches import batches, policy_loss, random_labels, risk_unit
+from hirm.batches import batches, exchange, policy_loss, random_labels, risk_unit
 from hirm.config import SCALES, Config, as_config, judged_environments, training_environments
 from hirm.evaluation import relative_turnover
-from hirm.frictions import Proportional
+from hirm.frictions import Liquidity, Proportional, Quadratic
 from hirm.environments import ENVIRONMENTS, Environment, common_episodes
 from hirm.hedging import hedge
 from hirm.markets import GBM
-from hirm.objectives import METHODS
+from hirm.objectives import METHODS, Sample
 from hirm.policies import Delta
 from hirm.risk import cvar, entropic
 from hirm.runs import Run
-from hirm.training import Learner, clip_members, companions, curves, load_policy, records, sample_losses, train
+from hirm.training import Learner, clip_members, companions, curves, load_policy, path_units, records, sample_losses, train
 
 SMALL = dict(method="erm", scale="smoke", environments="low,medium", realized_vol=True, n_paths=32, n_validation=200)
 
@@ -59,7 +59,7 @@ def test_same_seed_same_record_and_another_seed_another(tmp_path):
 def test_same_seed_in_a_fresh_process(tmp_path):
     here = train(config(tmp_path / "here", method="irm"))[0]
     code = f"from hirm.config import Config; from hirm.training import train; import torch; torch.set_num_threads(1); train(Config(runs={str(tmp_path / 'there')!r}, **{dict(SMALL, method='irm')!r}))"
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=HANGS)
     assert log(here) == (tmp_path / "there" / here.folder.name / "metrics.jsonl").read_bytes()
 
 
@@ -115,19 +115,18 @@ def test_every_penalty_has_a_gradient(tmp_path, method, policy):
 @pytest.mark.parametrize("permuted", [False, True])
 @pytest.mark.parametrize("method", ["erm", "erm_pool", "erm_reg", "groupdro", "wcvar", "vrex", "term"])
 def test_the_tail_alone_gives_the_whole_gradient(tmp_path, monkeypatch, method, permuted, policy):
-    options = config(tmp_path, method=method, policy=policy, n_seeds=2, pretrain=0, ramp=0, penalty_weight=0.0 if method == "erm_reg" else 0.5, permute_labels=permuted)
+    options = config(tmp_path, method=method, policy=policy, n_seeds=2, pretrain=0, ramp=0, penalty_weight=0.0 if method == "erm_reg" else 0.5)
     learner = Learner(options, options.members())
-    episode = next(batches(learner.environments, learner.seeds, options))
-    labels = random_labels(episode, [torch.Generator().manual_seed(seed) for seed in learner.seeds]) if permuted else None
+    episode = next(batches(learner.environments, learner.seeds, dataclasses.replace(options, method="erm", permute_labels=permuted)))
     weight, hedged = (learner.weights if learner.weights.any() else None), []
     monkeypatch.setattr(training, "hedge", lambda policy, e, **options: hedged.append(e.payoff.shape[-1]) or hedge(policy, e, **options))
     if learner.method.dropout:
         learner.policy.drop(0.3, [torch.Generator().manual_seed(seed) for seed in learner.seeds], episode.payoff.shape[1:])
     masks = learner.policy.dropout
-    _, objective = learner._differentiate(episode, weight, labels)
+    _, objective = learner._differentiate(episode, weight)
     found = [p.grad.clone() for p in learner.policy.parameters()]
     learner.policy.dropout = masks
-    sample = sample_losses(learner.policy, learner.method, episode, learner.units, learner.risk, weight is not None, labels)
+    sample = sample_losses(learner.policy, learner.method, episode, learner.units, learner.risk, weight is not None)
     whole = learner.method(sample, weight, {})
     learner.optimizer.zero_grad()
     whole.sum().backward()
@@ -136,13 +135,14 @@ def test_the_tail_alone_gives_the_whole_gradient(tmp_path, monkeypatch, method, 
         assert torch.allclose(grad, p.grad, rtol=1e-3, atol=1e-6 * p.grad.abs().max().item() + 1e-9)
 
 
+@pytest.mark.parametrize("permuted", [False, True])
 @pytest.mark.parametrize("method", ["irm", "hirm", "iga", "hgca"])
-def test_faint_paths_do_not_matter_to_a_penalty(tmp_path, method):
+def test_faint_paths_do_not_matter_to_a_penalty(tmp_path, method, permuted):
     """Left out: a share of the gradient far below what the sample leaves uncertain."""
-    options = config(tmp_path, method=method, n_paths=1024, pretrain=0, ramp=0, penalty_weight=1.0)
+    options = config(tmp_path, method=method, n_paths=1024, pretrain=0, ramp=0, penalty_weight=1.0, permute_labels=permuted)
     learner = Learner(options, options.members())
     episode = next(batches(learner.environments, learner.seeds, options))
-    _, objective = learner._differentiate(episode, learner.weights, None)
+    _, objective = learner._differentiate(episode, learner.weights)
     found = [p.grad.clone() for p in learner.policy.parameters()]
     sample = sample_losses(learner.policy, learner.method, episode, learner.units, learner.risk, True)
     whole, ground = learner.method(sample, learner.weights, {}), sample.risk(sample.loss).mean(-1)
@@ -152,23 +152,121 @@ def test_faint_paths_do_not_matter_to_a_penalty(tmp_path, method):
         assert (grad - wanted).norm() < 0.05 * max((wanted - erm).norm(), wanted.norm())
 
 
-@pytest.mark.parametrize("method", ["hirm", "fishr"])
+# --- permuted labels -------------------------------------------------------------------------------------------------------------
+
+def varied(monkeypatch):
+    "Four environments whose costs are of four kinds; the last moves in jumps."
+    frictions = {"a": Proportional(2e-4), "b": Liquidity(1e-3, reference_vol=0.15), "c": Quadratic(5e-3), "d": 1.5 * (Proportional(1e-3) + Quadratic(1e-3))}
+    for (name, friction), base in zip(frictions.items(), ("low", "medium", "high", "crisis_jumps")):
+        monkeypatch.setitem(ENVIRONMENTS, name, dataclasses.replace(ENVIRONMENTS[base], name=name, friction=friction))
+    return ",".join(frictions)
+
+
+def counted_elsewhere(learner, episode, labels):
+    "Everyone is hedged at home, by the copy of the group that its label says; only then are losses counted in that group."
+    policy, needs, (n_environments, n_paths) = learner.policy, learner.method.needs, labels.shape[1:]
+    copies = head = anchor = None
+    if "head" in needs or "path_head" in needs:
+        copies = policy.head_copies(n_environments, 2 if "head" in needs else n_paths)
+        copy = torch.arange(n_paths) // (n_paths // copies.shape[2])
+        head = copies[torch.arange(len(copies))[:, None, None], labels.argsort(1), copy]
+    ledger = hedge(policy, episode, head=head)
+    count = lambda x: (x.flatten(2) / learner.units[:, None]).gather(1, labels)
+    if "anchor" in needs:
+        anchor = (ledger.positions - Delta()(episode)).square().flatten(2).mean(-1)
+    return Sample(count(ledger.loss), learner.risk, count(ledger.scale_gradient()) if "scale" in needs else None, copies, anchor)
+
+
 @pytest.mark.parametrize("policy", ["band", "mlp"])
-def test_permuted_labels_move_paths_and_nothing_else(tmp_path, method, policy):
-    options = config(tmp_path, method=method, policy=policy, permute_labels=True, n_seeds=2)
+@pytest.mark.parametrize("method", METHODS)
+def test_exchanged_paths_are_what_exchanged_losses_were(tmp_path, monkeypatch, method, policy):
+    """The law of a permuted run: the same losses, objective and gradient as when losses were counted elsewhere after the hedge."""
+    weight = 0.5 if METHODS[method].weight < 1 else METHODS[method].weight
+    options = config(tmp_path, method=method, environments=varied(monkeypatch), policy=policy, n_seeds=2, penalty_weight=weight)
+    learner = Learner(options, options.members())
+    home = next(batches(learner.environments, learner.seeds, options))
+    labels = random_labels(home, [torch.Generator().manual_seed(seed) for seed in learner.seeds])
+    episode = exchange(home, labels)
+    found = sample_losses(learner.policy, learner.method, episode, learner.units, learner.risk, True)
+    wanted = counted_elsewhere(learner, home, labels)
+    assert torch.allclose(found.loss, wanted.loss, rtol=1e-5, atol=1e-6)
+    if found.scale_gradient is not None:
+        assert torch.allclose(found.scale_gradient, wanted.scale_gradient, rtol=1e-4, atol=1e-5)
+    one, other = (learner.method(sample, learner.weights, {}) for sample in (found, wanted))
+    assert torch.allclose(one, other, rtol=1e-4)
+    parameters = list(learner.policy.parameters())
+    for p, q in zip(torch.autograd.grad(one.sum(), parameters), torch.autograd.grad(other.sum(), parameters)):
+        assert torch.allclose(p, q, rtol=2e-3, atol=1e-4 * q.abs().max().item())
+
+
+def test_exchanged_paths_keep_their_costs_their_unit_and_their_jumps(tmp_path, monkeypatch):
+    options = config(tmp_path, environments=varied(monkeypatch), n_seeds=2)
+    learner = Learner(options, options.members())
+    home = next(batches(learner.environments, learner.seeds, options))
+    labels = random_labels(home, [torch.Generator().manual_seed(seed) for seed in learner.seeds])
+    assert labels.sort(1).values.eq(torch.arange(4)[:, None]).all() and 0.1 < labels[0, 0].eq(0).float().mean() < 0.4
+    there = exchange(home, labels)
+    back = lambda x: x.flatten(2).gather(1, labels.argsort(1)).unflatten(2, (2, -1))
+    trades = torch.randn(there.prices.shape, generator=torch.Generator().manual_seed(1))
+    index = labels.unflatten(2, (2, -1))[..., None, None]
+    at_home = torch.zeros_like(trades).scatter(1, index.expand_as(trades), trades)
+    assert torch.equal(back(there.costs(trades).sum(-1)), home.costs(at_home).sum(-1))
+    assert torch.equal(back(there.payoff), home.payoff) and torch.equal(back(there.premium), home.premium)
+    assert torch.equal(back(there.paths.jumped[..., -1]), home.paths.jumped[..., -1])
+    assert torch.equal(path_units(learner.units, there), learner.units[labels])
+    some = torch.arange(15, 3, -2).expand(2, 4, 2, -1)  # a tail is picked from them
+    part, whole = there.pick(some), there.costs(trades).gather(-2, some[..., None].expand(-1, -1, -1, -1, 61))
+    assert torch.equal(part.costs(trades.gather(-3, some[..., None, None].expand(-1, -1, -1, -1, 61, 1))), whole)
+    assert torch.equal(there.take(slice(3, 9)).costs(trades[..., 3:9, :, :]), there.costs(trades)[..., 3:9, :])
+
+
+@pytest.mark.parametrize("method", ["irm", "hirm"])
+def test_a_twin_is_an_ordinary_step(tmp_path, monkeypatch, method):
+    """As for the method itself: one look at all paths, then a graph over the few that a smoothed tail weighs, and no copy of the head per path."""
+    hedged = []
+    def noted(policy, episode, head=None):
+        hedged.append((episode.payoff.shape[-1], torch.is_grad_enabled(), None if head is None else head.shape[2]))
+        return hedge(policy, episode, head=head)
+    monkeypatch.setattr(training, "hedge", noted)
+    options = config(tmp_path, method=method, n_paths=1024, pretrain=0, ramp=0, permute_labels=True)
+    learner = Learner(options, options.members())
+    learner.update(0, next(batches(learner.environments, learner.seeds, options)))
+    (whole, graph, _), (part, differentiated, copies) = hedged
+    assert whole == 512 and not graph and part < 256 and differentiated and copies in (None, 2)
+
+
+def test_labels_are_drawn_anew_for_every_update_and_seed_and_from_a_stream_of_their_own(tmp_path):
+    options = config(tmp_path, n_seeds=2, permute_labels=True, n_paths=1024)
+    plain = batches(training_environments(options), [0, 1], dataclasses.replace(options, permute_labels=False))
+    drawn, finals = [], []
+    for _, e, home in zip(range(2), batches(training_environments(options), [0, 1], options), plain):
+        drawn += e.origin[:, 0].flatten(1).float().unbind(0)
+        finals += e.paths.spot[..., -1].log().flatten(1).sort(-1).values.sub(home.paths.spot[..., -1].log().flatten(1).sort(-1).values).abs()
+        whose = torch.where(e.origin == 0, e.payoff, 0)
+        assert torch.allclose(whose.sum((1, 2, 3)), home.payoff[:, 0].sum((1, 2)), rtol=1e-5)
+    assert torch.stack(finals).max() == 0  # the same paths as without
+    related = torch.corrcoef(torch.stack(drawn)).fill_diagonal_(0).abs().max()
+    assert related < 5 / 1024**0.5 and all(0.4 < one.mean() < 0.6 for one in drawn)
+    resumed = next(batches(training_environments(options), [0, 1], options, start=1))
+    assert torch.equal(resumed.origin[:, 0].flatten(1).float(), torch.stack(drawn[2:]))
+
+
+def test_the_log_of_a_permuted_run_is_in_units_of_spot(tmp_path):
+    options = config(tmp_path, n_seeds=2, permute_labels=True)
     learner = Learner(options, options.members())
     episode = next(batches(learner.environments, learner.seeds, options))
-    labels = random_labels(episode, [torch.Generator().manual_seed(seed) for seed in learner.seeds])
-    true, drawn = (sample_losses(learner.policy, learner.method, episode, learner.units, learner.risk, True, x) for x in (None, labels))
-    assert labels.sort(1).values.eq(torch.arange(2)[:, None]).all() and 0.4 < labels[0, 0].float().mean() < 0.6
-    assert torch.allclose(drawn.loss.sort(1).values, true.loss.sort(1).values)
-    assert torch.allclose(drawn.loss, true.loss.gather(1, labels))
-    copies, paths = drawn.head.shape[2], drawn.loss.shape[2]
-    (by_copy,) = torch.autograd.grad(drawn.loss.sum(), drawn.head, retain_graph=True)
-    for e, c in ((0, 0), (1, copies - 1)):  # a copy sees the paths of its own group and half, wherever they come from
-        own = drawn.loss[:, e, c * paths // copies:(c + 1) * paths // copies].sum()
-        (expected,) = torch.autograd.grad(own, learner.policy.head, retain_graph=True)
-        assert torch.allclose(by_copy[:, e, c], expected, rtol=1e-4, atol=1e-5)
+    wanted = cvar(hedge(learner.policy, episode).loss.detach().flatten(2))
+    out = learner.update(0, episode)
+    for member in range(2):
+        row = learner.row(0, member, out)
+        assert [row["risk.low"], row["risk.medium"]] == pytest.approx(wanted[member].tolist(), rel=1e-4)
+
+
+@pytest.mark.parametrize("wrong, words", [(dict(method="erm_pool"), "got erm_pool, which pools all paths"), (dict(method="erm", environments="low"), "got the one environment of erm")])
+def test_labels_that_nobody_reads_are_not_permuted(tmp_path, wrong, words):
+    with pytest.raises(ValueError, match=f"permute_labels draws .* needs at least 2 environments and a method that tells them apart, {words}; leave it out"):
+        config(tmp_path, permute_labels=True, **wrong)
+    config(tmp_path, **wrong)
 
 
 def test_labels_matter_to_a_mean_of_tails(tmp_path):
@@ -222,28 +320,35 @@ def test_divergence_stops_the_run_and_names_the_member(tmp_path):
         learner.update(5, episode)
 
 
-def kill_in_the_middle(folder, options):
-    "Start a training process and kill it as soon as it has kept a state."
-    code = f"from hirm.config import Config; from hirm.training import train; import torch; torch.set_num_threads(1); train(Config(**{options!r}))"
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    for _ in range(600):
-        states = list(folder.rglob("last.safetensors"))
-        if len(states) >= options.get("n_seeds", 1):
-            break
-        time.sleep(0.05)
-    time.sleep(0.1)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert states, "the run kept no state before the time was up"
+def killed_at(step, options):
+    "Train in a process of its own that is killed when it comes to an update: no clock decides when."
+    code = f"""
+import os, signal, torch
+from hirm.config import Config
+from hirm.training import Learner, train
+torch.set_num_threads(1)
+update = Learner.update
+def last(self, step, episode):
+    if step == {step}: os.kill(os.getpid(), signal.SIGKILL)
+    return update(self, step, episode)
+Learner.update = last
+train(Config(**{options!r}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANGS)
+    assert done.returncode == -signal.SIGKILL, done.stderr
 
 
 @pytest.mark.parametrize("method, n_seeds", [("irm", 1), ("groupdro", 2)])
-def test_killed_and_resumed_equals_uninterrupted(tmp_path, method, n_seeds):
-    options = {**SMALL, "method": method, "n_seeds": n_seeds, "updates": 300, "pretrain": 50, "ramp": 50, "validate_every": 30}
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, method, n_seeds):
+    options = {**SMALL, "method": method, "n_seeds": n_seeds, "updates": 40, "pretrain": 5, "ramp": 5, "validate_every": 10}
     whole = train(Config(**options, runs=str(tmp_path / "whole")))
-    kill_in_the_middle(tmp_path / "killed", {**options, "runs": str(tmp_path / "killed")})
-    cut = Config(**options, runs=str(tmp_path / "killed"))
+    killed_at(25, {**options, "runs": str(tmp_path / "killed")})
+    cut, done = Config(**options, runs=str(tmp_path / "killed")), []
+    assert [sorted(run.states()) for run in map(Run, (run.folder for run in records(cut)))] == [[10, 20]] * n_seeds
+    update = Learner.update
+    monkeypatch.setattr(Learner, "update", lambda self, step, episode: done.append(step) or update(self, step, episode))
     again = train(cut)
+    assert done == list(range(20, 40))
     for a, b in zip(whole, again):
         assert log(a) == log(b) and a.manifest() == b.manifest()
         assert all(torch.equal(x, y) for x, y in zip(a.best()[0].values(), b.best()[0].values()))

@@ -26,6 +26,7 @@ os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
 import pandas as pd
 import torch
 
+from hirm.batches import exchange, random_labels
 from hirm.config import Config
 from hirm.frictions import Proportional
 from hirm.environments import ENVIRONMENTS, Environment
@@ -40,15 +41,16 @@ BLACK_SCHOLES = Environment("black_scholes", "train", GBM(0.2), Proportional(1e-
 ENVIRONMENTS["black_scholes"] = BLACK_SCHOLES
 
 
-def ours(n_paths, members=1, width=32, method="erm", environments="black_scholes", n_steps=DATES):
-    "One step of ours, as a function."
+def ours(n_paths, members=1, width=32, method="erm", environments="black_scholes", n_steps=DATES, permuted=False):
+    "One step of ours, as a function; `permuted` draws the environment of each path at random."
     ENVIRONMENTS["black_scholes"] = replace(BLACK_SCHOLES, n_steps=n_steps)
     config = Config(method=method, n_seeds=members, environments=environments, realized_vol=True, n_paths=n_paths, width=width, updates=10_000,
                     pretrain=0, ramp=0, n_validation=4096)
     learner = Learner(config, config.members())
     generators = [torch.Generator().manual_seed(i) for i in range(members)]
     def batch():
-        return stack_episodes([e.episode(n_paths, generators) for e in learner.environments.values()], halves=2)
+        episode = stack_episodes([e.episode(n_paths, generators) for e in learner.environments.values()], halves=2)
+        return exchange(episode, random_labels(episode, generators)) if permuted else episode
     step = lambda: learner.update(0, batch())
     step.learner = learner
     return step
@@ -138,6 +140,17 @@ def penalties():
     return [dict(table="methods", contender=m, members=1, paths=2048, dates=DATES, seconds=s, ratio=s / found["erm"]) for m, s in found.items()]
 
 
+def twins():
+    "Step of a method's permuted twin divided by the method's own, 2 and 4 environments of 1,024 paths."
+    rows = []
+    for environments in ("low,medium", "low,medium,high,crisis_liquidity"):
+        methods, n = ("erm", "vrex", "irm", "hirm"), 1024 * len(environments.split(","))
+        found = in_turn({(m, permuted): ours(1024, method=m, environments=environments, permuted=permuted) for m in methods for permuted in (False, True)})
+        rows += [dict(table="twins", contender=f"{m}, permuted", members=1, paths=n, dates=DATES, seconds=found[m, True],
+                      ratio=found[m, True] / found[m, False]) for m in methods]
+    return rows
+
+
 def lines():
     "Cost against members, paths and dates, one grown at a time."
     rows = []
@@ -198,7 +211,7 @@ def main():
     if found := sorted(name for name in os.environ if name.startswith("MALLOC_")):
         sys.exit(f"memory is to be managed as the C library does by itself, got {', '.join(found)} in the environment; unset them")
     rows = []
-    for part in (contest, kept, penalties, lines, share_of_peak):
+    for part in (contest, kept, penalties, twins, lines, share_of_peak):
         found = part()
         print(pd.DataFrame(found).dropna(axis=1, how="all").to_string(index=False, float_format="{:.4g}".format), "\n", flush=True)
         rows += found
