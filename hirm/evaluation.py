@@ -324,7 +324,7 @@ def evaluate(
     return judge(policies, environments, n_paths, seed, **options).metrics
 
 # %% ../nbs/18_evaluation.ipynb #f7421a4f
-BLEND_SCALES = (0.0025, 0.005, 0.01, 0.02, 0.04, 0.08)  # among which a blend's scale is chosen, in shares
+BLEND_SCALES = (0.00125, 0.0025, 0.005, 0.01, 0.02, 0.04)  # among which a blend's scale is chosen, in shares
 
 
 @dataclass(frozen=True)
