@@ -77,11 +77,11 @@ def test_one_seed_more_is_that_seed_only():
 
 
 REFUSED = {
-    "sede=1": "unknown word of --config 'sede', did you mean 'seeds'?", "seeds=-3": "seeds must be a whole number from 1 to 1000, got -3",
-    "seeds=1.5": "seeds must be a whole number from 1 to 1000, got 1.5", "seeds=1e6": "got 1000000.0", "seeds=True": "got True", "seeds=": "got None", "seeds=five": "got 'five'",
-    "cells=xyz": "unknown cell 'xyz', did you mean", "cells=mlp-seeing": "cells must name band-seeing", "cells=": "unknown cell 'None'",
-    "policies=band": "unknown word of --config 'policies'", "scale=nosuch": "unknown scale 'nosuch', did you mean 'smoke'?",
-    "control_seeds=9": "control_seeds must be a whole number from 1 to 2, got 9", "primary_seeds=1": "primary_seeds must be a whole number from 2 to 1000, got 1",
+    "sede=1": "unknown word of --config 'sede', did you mean 'seeds'?", "policies=band": "unknown word of --config 'policies'",
+    "seeds=-3": "seeds must be a whole number from 1 to 1,000, got -3", "seeds=1.5": "seeds must be a whole number from 1 to 1,000, got 1.5",
+    "seeds=1e6": "got 1000000.0", "seeds=True": "got True", "seeds=": "got None", "seeds=five": "got 'five'", "scale=nosuch": "unknown scale 'nosuch', did you mean 'smoke'?",
+    "cells=xyz": "unknown cell 'xyz', did you mean", "cells=mlp-seeing": "cells must name band-seeing", "cells=": "cells must be names", "cells=all,band-seeing": "unknown cell 'all'",
+    "control_seeds=9": "control_seeds must be a whole number from 1 to 2, got 9", "primary_seeds=1": "primary_seeds must be a whole number from 2 to 1,000, got 1",
     "device=cpu; touch ran": "device must be cpu, cuda or cuda:<number>, got 'cpu; touch ran'", "device=gpu": "got 'gpu'",
 }
 
