@@ -54,7 +54,7 @@ def random_labels(
     "Labels that say nothing: all environments become the same mixture of the true ones."
     n_environments, n_halves, half = episode.payoff.shape[1:]
     drawn = [torch.rand((n_environments, n_halves * half), generator=g, device=g.device) for g in generators]
-    return torch.stack(drawn).argsort(1)
+    return torch.stack(drawn).argsort(1).to(episode.payoff.device)
 
 # %% ../nbs/16_batches.ipynb #exchange
 def exchange(
@@ -90,11 +90,11 @@ def batches(
         if block != step // ahead:
             block, drawn = step // ahead, []
             for name, environment in environments.items():
-                generators = [stream(seed, f"train:{name}:{block}", device) for seed in seeds]
+                generators = [stream(seed, f"train:{name}:{block}") for seed in seeds]
                 drawn.append(environment.episode(ahead * n_paths, generators, device=device))
         first = (step % ahead) * n_paths
         episode = stack_episodes([one.take(slice(first, first + n_paths)) for one in drawn], halves=2)
         if config.permute_labels:
-            labels = random_labels(episode, [stream(seed, f"labels:{step}", device) for seed in seeds])
+            labels = random_labels(episode, [stream(seed, f"labels:{step}") for seed in seeds])
             episode = exchange(episode, labels)
         yield episode

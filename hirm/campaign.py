@@ -18,7 +18,7 @@ import pandas as pd
 import yaml
 
 from .config import SCALES, as_config, judged_environments
-from .environments import one_of
+from .parameters import one_of
 from .objectives import METHODS
 from .runs import Run, published
 from .stats import CRITERIA, PERMUTED

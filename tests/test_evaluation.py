@@ -15,6 +15,7 @@ from hirm.hedging import Episode, hedge, settle
 from hirm.history import Windows, load_series
 from hirm.markets import Jumps, Paths
 from hirm.policies import BandPolicy, Delta
+from hirm.runs import published
 from hirm.stats import interval
 from hirm.tables import crisis_table, digits
 
@@ -192,7 +193,14 @@ def test_turnover_is_divided_by_that_of_the_same_seed():
     frame = pd.DataFrame({"method": ["erm", "erm", "irm", "irm", "delta"], "seed": [0, 1, 0, 1, 2], "environment": "crisis", "probe": "none",
                           "turnover": [2.0, 4.0, 3.0, 3.0, 1.0]})
     assert relative_turnover(frame)["turnover_to_erm"].tolist()[:4] == [1.0, 1.0, 1.5, 0.75]
-    assert np.isnan(relative_turnover(frame)["turnover_to_erm"].iloc[4])
+    assert relative_turnover(frame)["turnover_to_erm"].iloc[4] == pytest.approx(1.0 / 3.0)  # a baseline has no seed: ERM's average
+    assert relative_turnover(frame.query("method != 'erm'"))["turnover_to_erm"].isna().all()
+
+
+def test_turnover_of_delta_in_phase_1_is_that_of_erm_over_all_seeds():
+    frame = published("book/results/phase1", "metrics").query("policy == 'band' and realized_vol and environment == 'crisis'").assign(probe="none")
+    ratio = relative_turnover(frame).query("method == 'delta'")["turnover_to_erm"]
+    assert len(ratio) == 1 and ratio.iloc[0] == pytest.approx(0.998, abs=5e-4)  # 1.04 beside ERM's first seed
 
 
 def test_tails_stop_where_fewer_than_ten_paths_lie_beyond():

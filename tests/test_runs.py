@@ -230,6 +230,23 @@ def test_collect_names_all_that_is_missing(tmp_path):
     assert json.loads((Record(run_folder(tmp_path, "erm", 0, config_hash(CONFIG))).folder / "final_metrics.json").read_text())
 
 
+def test_results_name_every_machine_that_made_them(tmp_path):
+    made = []
+    for seed, platform in ((0, "Linux x86_64"), (1, "Darwin arm64"), (2, "Darwin arm64")):
+        run = Run.of(tmp_path / "runs", {**CONFIG, "seed": seed}).start({**CONFIG, "seed": seed})
+        run.annotate(platform=platform)
+        if seed == 2:  # killed, and continued on another machine
+            run.start({**CONFIG, "seed": seed}, device="cuda")
+            run.annotate(platform="Linux aarch64")
+        run.resume()
+        run.finish({})
+        made.append(run)
+    origin = json.loads((rooms.publish(tmp_path / "book", {"toy": pd.DataFrame({"x": [1]})}, made, "make") / "provenance.json").read_text())
+    found = {(machine["platform"], machine["device"]): machine["runs"] for machine in origin["machines"]}
+    assert found == {("Linux x86_64", "cpu"): 1, ("Darwin arm64", "cpu"): 2, ("Linux aarch64", "cuda"): 1}
+    assert origin["machine"]["platform"] == "Darwin arm64"  # where most of them were made
+
+
 def test_results_are_published_whole_and_an_edited_file_is_refused(tmp_path):
     run = Run.of(tmp_path / "runs", CONFIG).start(CONFIG)
     frame = pd.DataFrame({"method": ["irm"], "cvar95": [0.04]})
