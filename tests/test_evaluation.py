@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hirm.environments import BLOCK, BLOCKS, ENVIRONMENTS, common_episodes
-from hirm.evaluation import (PROBES, Outcome, Probe, calendar_pnl, costlier, cvar_error, deepest_fall, diary, evaluate, judge, jumpier, max_drawdown, metrics, outcomes,
+from hirm.evaluation import (PROBES, Outcome, Probe, calendar_pnl, costlier, deepest_fall, diary, evaluate, judge, jumpier, max_drawdown, metrics, outcomes,
                              pnl_by_spot, relative_turnover, resting_band, tail_quantiles)
 from hirm.features import features
 from hirm.frictions import Proportional
@@ -15,6 +15,7 @@ from hirm.hedging import Episode, hedge, settle
 from hirm.history import Windows, load_series
 from hirm.markets import Jumps, Paths
 from hirm.policies import BandPolicy, Delta
+from hirm.risk import cvar_error
 from hirm.stats import interval
 from hirm.tables import crisis_table, digits
 
