@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['DAYS_PER_YEAR', 'MIN_ROWS', 'FIT_ROWS', 'LAST_TRAINING_DAY', 'N_PAST', 'N_STEPS', 'CRISES', 'BANDS', 'EWMA',
-           'project', 'history_file', 'load_series', 'train_end', 'calendar', 'VarianceRule', 'variance_rule',
-           'trailing_vol', 'effective_number', 'worst_stretches', 'Windows', 'calendar_windows', 'training_windows']
+           'project', 'history_file', 'load_series', 'series_digest', 'train_end', 'calendar', 'VarianceRule',
+           'variance_rule', 'trailing_vol', 'effective_number', 'worst_stretches', 'Windows', 'calendar_windows',
+           'training_windows']
 
 # %% ../nbs/02_history.ipynb #dcb00ab0
 import csv
 import datetime
 import functools
+import hashlib
 import io
 import os
 import re
@@ -54,10 +56,9 @@ def project() -> Path:  # folder that holds settings.ini, or the working directo
 def history_file(
     history: str,  # sp500, or a path, relative to the working directory or to the project
 ) -> str:
-    "Where the recorded prices come from."
-    if history == "sp500" or Path(history).is_file():
-        return history
-    return str(project() / history)
+    "Where the recorded prices come from; a record names its file from the project."
+    anchored = project() / history
+    return str(anchored) if history != "sp500" and (anchored.is_file() or not Path(history).is_file()) else history
 
 # %% ../nbs/02_history.ipynb #66fbea40
 def load_series(
@@ -377,6 +378,16 @@ def _per_version(
 
 _series = _per_version(load_series)
 
+
+@_per_version
+def series_digest(
+    source: str | Path = "sp500",  # "sp500" or a CSV
+) -> str:  # sixteen hexadecimal digits
+    "Fingerprint of the days and closes, in whatever file they stand."
+    series = _series(source)
+    columns = [series["date"].to_numpy().astype("datetime64[D]").astype(np.int64), *(series[name].to_numpy(dtype=float) for name in series.columns[1:])]
+    return hashlib.sha256(b"".join(column.tobytes() for column in columns)).hexdigest()[:16]
+
 # %% ../nbs/02_history.ipynb #37034bbc
 def _starts(
     date: pd.Series,  # the trading days recorded
@@ -586,6 +597,10 @@ class Windows:
             if first and last and first > last:  # ISO days sort as text
                 raise ValueError(f"a range of days must run forward, got {first}…{last}; swap the two")
 
+    def contents(self) -> dict:
+        "What the windows are, for the fingerprint: the closes themselves in place of the file's name."
+        return vars(self) | {"source": series_digest(self.source)}
+
     @property
     def spans(self) -> pd.DataFrame:  # one row per window
         "Days of every window: `past` (the first close it knows), `start` and `last`."
@@ -717,6 +732,7 @@ def _paths(
     return Paths(spot=spot, variance=variance, iv=iv, past=past, dt=1 / DAYS_PER_YEAR)
 
 # %% ../nbs/02_history.ipynb #8a50c2e5
+@_per_version
 def calendar_windows(
     source: str | Path = "sp500",  # "sp500" or a CSV
 ) -> dict[str, Windows]:  # name -> the windows that start in that range
@@ -724,6 +740,7 @@ def calendar_windows(
     return {name: Windows(source, start=start, end=end) for name, (start, end) in calendar(source).items()}
 
 
+@_per_version
 def training_windows(
     source: str | Path = "sp500",  # "sp500" or a CSV
 ) -> dict[str, Windows]:  # history_low and history_medium

@@ -27,7 +27,7 @@ from .hedging import Episode, hedge
 from .objectives import Method, Sample, Schedule, find_method, halves
 from .policies import POLICIES, Delta
 from .risk import CVaR, Entropic
-from .runs import Run, check_writable
+from .runs import Run, asked_in_the_same_words, check_writable
 
 # %% ../nbs/17_training.ipynb #252a0fe2
 def path_units(
@@ -110,7 +110,7 @@ class Learner:
             self.optimizer = self._adam()
         self.optimizer.param_groups[0]["lr"] = self._rate(step)
         if self.method.dropout:
-            self.policy.drop(self.method.dropout, [stream(seed, f"dropout:{step}", self.config.device) for seed in self.seeds], episode.payoff.shape[1:])
+            self.policy.drop(self.method.dropout, [stream(seed, f"dropout:{step}") for seed in self.seeds], episode.payoff.shape[1:])
         sample, objective = self._differentiate(episode, weight)
         self.policy.dropout = None
         norm = clip_members(list(self.policy.parameters()), self.config.clip)
@@ -229,6 +229,7 @@ def train(
     check_writable(config.runs)
     runs = records(config)
     members = [(member, run) for member, run in zip(config.members(), runs) if again or not run.done]
+    _say_what_changed(members)
     states = [{0: None} if run.done else run.states() for _, run in members]  # refuses foreign ones before anything is written
     shared = min(map(max, states), default=0)  # a kill may fall between two members' states
     waiting = [(run.start(asdict(member), _command(config), config.device).resume(shared if shared in kept else None), member, run)
@@ -241,6 +242,14 @@ def train(
     first = runs[0]
     raise FloatingPointError(f"training diverged at update {first.diverged}: the gradient of {first.folder.name} is not finite; its record says so "
                              "and keeps the last good checkpoint; lower penalty_weight or learning_rate")
+
+
+def _say_what_changed(members):
+    "Say why a question that was answered before is asked anew."
+    for member, run in members:
+        if not run.folder.exists():
+            for earlier, changed in asked_in_the_same_words(run, asdict(member)).items():
+                tqdm.write(f"{earlier} asked the same in words, but since then {', '.join(changed)} has become another: {run.folder.name} is trained", file=sys.stderr)
 
 
 def _command(config):

@@ -59,7 +59,7 @@ def test_the_same_draws_train_the_same(tmp_path, method, policy):
     for step, episode in zip(range(4), batches(one.environments, one.seeds, here)):
         other.policy.load_state_dict(one.policy.state_dict())  # its scaler too, which was fitted to paths of the device's own
         mine, its = one.update(step, episode), other.update(step, moved(episode))
-        assert torch.allclose(mine["objective"], its["objective"].cpu(), rtol=1e-3, atol=1e-4)
+        assert torch.allclose(mine.objective, its.objective.cpu(), rtol=1e-3, atol=1e-4)
         for (name, p), q in zip(one.policy.named_parameters(), other.policy.parameters()):
             assert torch.allclose(p.grad, q.grad.cpu(), rtol=1e-2, atol=1e-3 * p.grad.abs().max().item()), name
 
