@@ -1,11 +1,11 @@
-"""Many runs, each a plain papermill line. What they are stands in hirm.campaign.
+"""Many runs, each a plain papermill line. Which they are, and what is gathered from them, stands in hirm.campaign.
 
     snakemake -c2 learning      the page that shows what is learnt, and how fast
     snakemake -c2 phase1        the runs of Phase 1, their tables, and the book
     snakemake -c2 phase1 -n     what would be run
     snakemake -c2 phase1 --config seeds=11      one seed more in every secondary cell, and nothing else
     snakemake -c2 phase1 --config primary_seeds=10 control_seeds=5      an interim look at the primary cell
-    snakemake -c2 phase1 --config policies=band      half of the cells, the primary one among them
+    snakemake -c2 phase1 --config cells=band-seeing,band-blind      half of the cells, the primary one among them
     snakemake -c1 phase1 --config scale=paper device=cuda      the protocol of record, kept apart
 
 Interrupted, the same command goes on: papermill's job resumes from its last checkpoint, and a finished run is not run twice.
@@ -39,18 +39,26 @@ def results(campaign):
 
 
 def book(campaign):
-    "The book is made anew from results of the usual scale."
+    "Made anew from results of the usual scale, where pages of it show them."
     return f"book/_build/made_of_{campaign}" if CAMPAIGNS[campaign].pages and PLAN.scale == "laptop" else []
 
 
-def one_of_names(rows):
+def job_of(wildcards):
+    return JOBS[wildcards.campaign][wildcards.job]
+
+
+def look_of(wildcards):
+    return LOOKS[wildcards.campaign][wildcards.look]
+
+
+def choice(rows):
     return "|".join(re.escape(name) for names in rows.values() for name in names)
 
 
 wildcard_constraints:
     campaign="|".join(CAMPAIGNS),
-    job=one_of_names(JOBS),
-    look=one_of_names(LOOKS),
+    job=choice(JOBS),
+    look=choice(LOOKS),
 
 
 for campaign in CAMPAIGNS:
@@ -64,20 +72,21 @@ rule train:
     input: "nbs/train.ipynb"
     output: notebook("{campaign}", "{job}")
     log: f"runs/{PLAN.apart('{campaign}')}/logs/{{job}}.log"
-    params: asked=lambda wildcards: words(JOBS[wildcards.campaign][wildcards.job].parameters)
+    params: asked=lambda wildcards: words(job_of(wildcards).parameters)
     priority: lambda wildcards: -STARTED[wildcards.campaign].index(wildcards.job)
     threads: 1
     resources: mem_mb=4000, runtime=60
     shell: "papermill {input:q} {output:q} -y {params.asked:q} --no-progress-bar > {log:q} 2>&1"
-           " || python -c 'import sys; from hirm.campaign import diverged; sys.exit(not diverged(sys.argv[1]))' {params.asked:q} >> {log:q} 2>&1"
+           " || python -c 'import sys; from hirm.campaign import diverged; sys.exit(not diverged(sys.argv[1]))'"
+           " {params.asked:q} >> {log:q} 2>&1"
 
 
 rule look:
-    input: lambda wildcards: f"nbs/{LOOKS[wildcards.campaign][wildcards.look].page}.ipynb",
-           lambda wildcards: [notebook(wildcards.campaign, name) for name in LOOKS[wildcards.campaign][wildcards.look].after]
+    input: lambda wildcards: f"nbs/{look_of(wildcards).page}.ipynb",
+           lambda wildcards: [notebook(wildcards.campaign, name) for name in look_of(wildcards).after]
     output: notebook("{campaign}", "{look}")
     log: f"runs/{PLAN.apart('{campaign}')}/logs/{{look}}.log"
-    params: asked=lambda wildcards: words(LOOKS[wildcards.campaign][wildcards.look].parameters)
+    params: asked=lambda wildcards: words(look_of(wildcards).parameters)
     threads: 1
     resources: mem_mb=4000, runtime=60
     shell: "papermill {input[0]:q} {output:q} -y {params.asked:q} --no-progress-bar > {log:q} 2>&1"
@@ -87,11 +96,13 @@ rule results:
     input: lambda wildcards: notebooks(wildcards.campaign)
     output: results("{campaign}")
     run:
-        command = shlex.join(["snakemake", "-c2", wildcards.campaign, *(["--config"] if config else []), *(f"{name}={value}" for name, value in config.items())])
+        said = [f"{name}={value}" for name, value in config.items()]
+        command = shlex.join(["snakemake", "-c2", wildcards.campaign, *(["--config"] if said else []), *said])
         publish(f"book/results/{PLAN.apart(wildcards.campaign)}", *gather(wildcards.campaign, PLAN), command)
 
 
 rule book:
     input: lambda wildcards: results(wildcards.campaign), pages=lambda wildcards: CAMPAIGNS[wildcards.campaign].pages
     output: touch("book/_build/made_of_{campaign}")
-    shell: "jupyter execute --inplace {input.pages} && for page in {input.pages}; do nbdev_clean --fname $page; done && python book/_ext/readme.py && jupyter-book build book -W --keep-going"
+    shell: "jupyter execute --inplace {input.pages:q} && for page in {input.pages:q}; do nbdev_clean --fname $page; done"
+           " && python book/_ext/readme.py && jupyter-book build book -W --keep-going"

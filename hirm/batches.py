@@ -59,7 +59,7 @@ def random_labels(
     n_environments, n_halves, half = episode.payoff.shape[1:]
     shape = n_environments, n_halves * half
     drawn = [torch.rand(shape, generator=one, device=one.device) for one in generators]
-    return torch.stack(drawn).argsort(1)
+    return torch.stack(drawn).argsort(1).to(episode.payoff.device)
 
 # %% ../nbs/16_batches.ipynb #exchange
 def exchange(
@@ -102,7 +102,7 @@ def batches(
         own = slice(first, first + n_paths)
         episode = stack_episodes([one.take(own) for one in drawn], halves=2)
         if config.permute_labels:
-            generators = [stream(seed, f"labels:{step}", config.device) for seed in seeds]
+            generators = [stream(seed, f"labels:{step}") for seed in seeds]
             episode = exchange(episode, random_labels(episode, generators))
         yield episode
 
@@ -111,6 +111,6 @@ def _draw(environments, block, seeds, n_paths, device):
     "An episode of each environment, (M, n_paths, …)."
     episodes = []
     for name, environment in environments.items():
-        generators = [stream(seed, f"train:{name}:{block}", device) for seed in seeds]
+        generators = [stream(seed, f"train:{name}:{block}") for seed in seeds]
         episodes.append(environment.episode(n_paths, generators, device=device))
     return episodes

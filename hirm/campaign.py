@@ -18,8 +18,8 @@ import pandas as pd
 import yaml
 
 from .config import SCALES, as_config, judged_environments
-from .environments import one_of
 from .objectives import METHODS
+from .parameters import one_of, read_names, read_whole
 from .runs import Run, published
 from .stats import CRITERIA, PERMUTED
 from .training import curves, records
@@ -35,24 +35,6 @@ PRIMARY = "band-seeing"  # carries the claims
 MOST_SEEDS = 1000  # the second arm of plain hedgers starts at this seed
 
 
-def _count(
-    name: str,  # of the number, for the message
-    value,  # as it was given
-    least: int,
-    most: int,
-    cure: str,  # what to write instead
-) -> None:
-    "Refuse what is not a whole number from `least` to `most`."
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise ValueError(f"{name} must be a whole number from {least} to {most}, got {value!r}; {cure}")
-
-
-def _names(
-    text,  # comma-separated
-) -> list[str]:
-    return [name.strip() for name in str(text).split(",")]
-
-
 @dataclass(frozen=True)
 class Plan:
     "How much of a campaign is run, and on what: the words of `snakemake --config`."
@@ -65,24 +47,28 @@ class Plan:
 
     def __post_init__(self):
         one_of("scale", self.scale, SCALES)
-        _count("seeds", self.seeds, 1, MOST_SEEDS, "the usual number is 10")
-        if self.primary_seeds is None:
-            object.__setattr__(self, "primary_seeds", self.seeds if self.scale == "smoke" else max(self.seeds, CRITERIA.seeds))
-        _count("primary_seeds", self.primary_seeds, self.seeds, MOST_SEEDS, "the primary cell has at least the seeds of the others: lower seeds too")
-        if self.control_seeds is None:
-            object.__setattr__(self, "control_seeds", self.primary_seeds)
-        _count("control_seeds", self.control_seeds, 1, self.primary_seeds, "a control is paired with the primary cell: raise primary_seeds too")
-        for cell in _names(self.cells):
-            one_of("cell", cell, [*CELLS, "all"])
+        self._read("seeds", 10, 1, MOST_SEEDS)
+        usual = self.seeds if self.scale == "smoke" else max(self.seeds, CRITERIA.seeds)
+        self._read("primary_seeds", usual, self.seeds, MOST_SEEDS)
+        self._read("control_seeds", self.primary_seeds, 1, self.primary_seeds)
+        for cell in [] if self.cells == "all" else read_names("cells", self.cells):
+            one_of("cell", cell, CELLS)
         if PRIMARY not in self.chosen:
             raise ValueError(f"cells must name {PRIMARY}, which carries the claims, got {self.cells!r}; write {PRIMARY},{self.cells}")
-        if not re.fullmatch(r"cpu|cuda(:\d+)?", str(self.device)):
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", str(self.device)):  # that of the machines that will train, which need not be this one's
             raise ValueError(f"device must be cpu, cuda or cuda:<number>, got {self.device!r}; leave it out for the CPU")
+
+    def _read(self, name: str, usual: int, least: int, most: int) -> None:
+        "Read a number of seeds, or take the usual one where it is left out."
+        value = getattr(self, name)
+        if value is None and name != "seeds":
+            value = usual
+        object.__setattr__(self, name, read_whole(name, value, least, most))
 
     @property
     def chosen(self) -> list[str]:
         "Names of the cells asked for."
-        return [cell for cell in CELLS if cell in _names(self.cells) or self.cells == "all"]
+        return [cell for cell in CELLS if self.cells == "all" or cell in read_names("cells", self.cells)]
 
     @property
     def few(self) -> int:

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['DAYS_PER_YEAR', 'MIN_ROWS', 'FIT_ROWS', 'LAST_TRAINING_DAY', 'N_PAST', 'N_STEPS', 'CRISES', 'BANDS', 'EWMA',
-           'project', 'history_file', 'load_series', 'train_end', 'calendar', 'VarianceRule', 'variance_rule',
-           'trailing_vol', 'effective_number', 'Windows', 'calendar_windows', 'training_windows']
+           'project', 'history_file', 'load_series', 'series_digest', 'train_end', 'calendar', 'VarianceRule',
+           'variance_rule', 'trailing_vol', 'effective_number', 'worst_stretches', 'Windows', 'calendar_windows',
+           'training_windows']
 
 # %% ../nbs/02_history.ipynb #dcb00ab0
 import csv
 import datetime
 import functools
+import hashlib
 import io
 import os
 import re
@@ -54,10 +56,9 @@ def project() -> Path:  # folder that holds settings.ini, or the working directo
 def history_file(
     history: str,  # sp500, or a path, relative to the working directory or to the project
 ) -> str:
-    "Where the recorded prices come from."
-    if history == "sp500" or Path(history).is_file():
-        return history
-    return str(project() / history)
+    "Where the recorded prices come from; a record names its file from the project."
+    anchored = project() / history
+    return str(anchored) if history != "sp500" and (anchored.is_file() or not Path(history).is_file()) else history
 
 # %% ../nbs/02_history.ipynb #66fbea40
 def load_series(
@@ -377,6 +378,16 @@ def _per_version(
 
 _series = _per_version(load_series)
 
+
+@_per_version
+def series_digest(
+    source: str | Path = "sp500",  # "sp500" or a CSV
+) -> str:  # sixteen hexadecimal digits
+    "Fingerprint of the days and closes, in whatever file they stand."
+    series = _series(source)
+    columns = [series["date"].to_numpy().astype("datetime64[D]").astype(np.int64), *(series[name].to_numpy(dtype=float) for name in series.columns[1:])]
+    return hashlib.sha256(b"".join(column.tobytes() for column in columns)).hexdigest()[:16]
+
 # %% ../nbs/02_history.ipynb #37034bbc
 def _starts(
     date: pd.Series,  # the trading days recorded
@@ -405,10 +416,12 @@ def train_end(
 def calendar(
     source: str | Path = "sp500",  # "sp500" or a CSV
 ) -> dict[str, tuple[str, str]]:  # name of a test set -> first and last start day
-    "Crises in which at least 20 windows start; if one of the four is missing, also `holdout`: all after `train_end`."
+    "Crises in which at least 20 windows start; if one is missing, also worst stretches, and `holdout`: all after `train_end`."
     date = _series(source)["date"]
     ranges = {name: days for name, days in CRISES.items() if len(_starts(date, *days)) >= 20}
     if len(ranges) < len(CRISES):
+        affordable = min(len(CRISES), len(date) // FIT_ROWS - 1)  # one for every three years after the first three
+        ranges |= worst_stretches(source, max(0, affordable - len(ranges)), tuple(ranges.values()))
         first = pd.Timestamp(train_end(source)) + pd.Timedelta(days=1)
         ranges["holdout"] = (str(first.date()), str(date.iloc[-1].date()))
     return ranges
@@ -501,6 +514,36 @@ def effective_number(
     shared = np.array(pairs) * (1 - np.arange(n_steps) / n_steps)
     return float(len(rows) ** 2 / (2 * shared.sum() - shared[0]))
 
+# %% ../nbs/02_history.ipynb #390a133c
+def worst_stretches(
+    source: str | Path = "sp500",  # "sp500" or a CSV
+    n: int = len(CRISES),  # how many
+    apart: Sequence[tuple[str, str]] = (),  # start days of other test windows, with which no close may be shared
+) -> dict[str, tuple[str, str]]:  # worst_<year>_<month> of the wildest day -> first and last start day, the wildest first
+    "Start days of the windows that live through the wildest 20 days, as often as asked. Raises ValueError for a series that is too short."
+    series = _series(source)
+    date, vol = series["date"], trailing_vol(series["close"].to_numpy())
+    last_start = len(date) - 1 - N_STEPS
+    free = np.zeros(len(date), dtype=bool)
+    free[FIT_ROWS + N_STEPS : last_start + 2 * N_PAST + 2] = True  # rows that may end the 20 days; at least 20 windows live through them
+
+    def keep_apart(first_start, last_start):
+        free[max(0, first_start - N_STEPS) : last_start + 2 * N_STEPS + N_PAST + 1] = False
+
+    for days in apart:
+        if len(rows := _starts(date, *days)):
+            keep_apart(rows[0], rows[-1])
+    found = {}
+    while len(found) < n:
+        if not free.any():
+            raise ValueError(f"history {str(source)!r}: {n} worst stretches need about {FIT_ROWS * (n + 1)} rows, got {len(date)}, with room for {len(found)}; "
+                             "give a longer series or ask for fewer")
+        worst = int(np.where(free, vol, -1.0).argmax())
+        first, last = worst - N_STEPS, min(worst - N_PAST, last_start)
+        found[f"worst_{date[worst]:%Y_%m}"] = (str(date[first].date()), str(date[last].date()))
+        keep_apart(first, last)
+    return found
+
 # %% ../nbs/02_history.ipynb #8ffbc979
 def _day(
     name: str,  # of the field
@@ -553,6 +596,10 @@ class Windows:
         for first, last in [(self.start, self.end), *self.exclude]:
             if first and last and first > last:  # ISO days sort as text
                 raise ValueError(f"a range of days must run forward, got {first}…{last}; swap the two")
+
+    def contents(self) -> dict:
+        "What the windows are, for the fingerprint: the closes themselves in place of the file's name."
+        return vars(self) | {"source": series_digest(self.source)}
 
     @property
     def spans(self) -> pd.DataFrame:  # one row per window
@@ -685,6 +732,7 @@ def _paths(
     return Paths(spot=spot, variance=variance, iv=iv, past=past, dt=1 / DAYS_PER_YEAR)
 
 # %% ../nbs/02_history.ipynb #8a50c2e5
+@_per_version
 def calendar_windows(
     source: str | Path = "sp500",  # "sp500" or a CSV
 ) -> dict[str, Windows]:  # name -> the windows that start in that range
@@ -692,6 +740,7 @@ def calendar_windows(
     return {name: Windows(source, start=start, end=end) for name, (start, end) in calendar(source).items()}
 
 
+@_per_version
 def training_windows(
     source: str | Path = "sp500",  # "sp500" or a CSV
 ) -> dict[str, Windows]:  # history_low and history_medium

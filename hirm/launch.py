@@ -7,7 +7,13 @@ __all__ = ['VALUES', 'read_command', 'given_parameters', 'default_parameters', '
            'MystRenderer']
 
 # %% ../nbs/22_launch.ipynb #ea8af677
-import ast, base64, configparser, hashlib, json, os, re, sys
+import ast
+import base64
+import configparser
+import hashlib
+import os
+import re
+import sys
 from pathlib import Path
 
 # %% ../nbs/22_launch.ipynb #b34d9df5
@@ -23,12 +29,18 @@ def read_command(
     "Tells the plain words of a papermill command from its options."
     plain, options, place = [], [], 0
     while place < len(words):
-        word, place = words[place], place + 1
-        if word == "--": return plain + list(range(place, len(words))), options
-        if not word.startswith("-") or word == "-": plain.append(place - 1); continue
+        word = words[place]
+        place += 1
+        if word == "--":  # nothing after it is an option
+            plain += range(place, len(words))
+            break
+        if word == "-" or not word.startswith("-"):
+            plain.append(place - 1)
+            continue
         name, _, joined = word.partition("=") if word.startswith("--") else (word[:2], "", word[2:])
-        end = place + max(VALUES.get(name, 0) - bool(joined), 0)
-        options.append((name, *([joined] if joined else []), *words[place:end]))
+        values = [joined] if joined else []
+        end = place + max(VALUES.get(name, 0) - len(values), 0)
+        options.append((name, *values, *words[place:end]))
         place = end
     return plain, options
 
@@ -37,27 +49,27 @@ def given_parameters(
     options: list[tuple],  # from `read_command`
 ) -> dict:  # name → value; a value of -p is the text that was typed
     "The parameters of a command, the later and the more explicit winning."
-    read = {"-f": lambda text: Path(text).read_text(), "-y": str, "-b": lambda text: base64.b64decode(text).decode()}
-    long = {"--parameters_file": "-f", "--parameters_yaml": "-y", "--parameters_base64": "-b"}
-    given = {}
+    import yaml
+    given, explicit = {}, {}
     for option, *values in options:
-        if (kind := long.get(option, option)) in read:
-            import yaml
-            given |= yaml.safe_load(read[kind](values[0])) or {}
-    return given | {values[0]: values[1] for option, *values in options if VALUES.get(option) == 2 and len(values) == 2}
+        if option in ("-f", "--parameters_file"):
+            given |= yaml.safe_load(Path(values[0]).read_text()) or {}
+        elif option in ("-y", "--parameters_yaml"):
+            given |= yaml.safe_load(values[0]) or {}
+        elif option in ("-b", "--parameters_base64"):
+            given |= yaml.safe_load(base64.b64decode(values[0])) or {}
+        elif VALUES.get(option) == 2 and len(values) == 2:
+            explicit[values[0]] = values[1]
+    return given | explicit
 
 # %% ../nbs/22_launch.ipynb #2bf15ab9
 def default_parameters(
     notebook: Path,  # with a cell tagged `parameters`
 ) -> dict:  # name → literal value
-    "The defaults that a notebook states in its parameters cell."
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    source = next(("".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])), "")
-    names = {}
-    for line in ast.parse(source).body:
-        target = line.target if isinstance(line, ast.AnnAssign) else line.targets[0] if isinstance(line, ast.Assign) else None
-        if isinstance(target, ast.Name) and isinstance(line.value, (ast.Constant, ast.UnaryOp)): names[target.id] = ast.literal_eval(line.value)
-    return names
+    "The defaults that a notebook states in its parameters cell, as papermill itself infers them."
+    from papermill.inspection import inspect_notebook
+    found = inspect_notebook(str(notebook))
+    return {name: ast.literal_eval(parameter["default"]) for name, parameter in found.items()}
 
 # %% ../nbs/22_launch.ipynb #124e077e
 def home(
@@ -76,12 +88,18 @@ def output_path(
 ) -> Path:  # <runs>/notebooks/<notebook>-<method>-s<seed>[-<name>=<value>…].ipynb
     "Where the executed notebook goes when the command does not say."
     defaults = default_parameters(notebook)
-    asked = {**defaults, **given}
-    parts = [notebook.stem, *([str(asked["method"])] if "method" in asked else []), *([f"s{asked['seed']}"] if "seed" in asked else [])]
-    parts += [f"{name}={given[name]}" for name in sorted(given)
-              if name not in ("method", "seed", "runs") and str(given[name]) != str(defaults.get(name))]
+    asked = defaults | given
+    parts = [notebook.stem]
+    if "method" in asked:
+        parts.append(str(asked["method"]))
+    if "seed" in asked:
+        parts.append(f"s{asked['seed']}")
+    for name in sorted(set(given) - {"method", "seed", "runs"}):
+        if str(given[name]) != str(defaults.get(name)):
+            parts.append(f"{name}={given[name]}")
     name = re.sub(r"[^\w.=+-]+", "_", "-".join(parts))
-    if len(name) > 150: name = f"{name[:140]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    if len(name) > 150:
+        name = f"{name[:140]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return home(notebook) / str(asked.get("runs", "runs")) / "notebooks" / f"{name}.ipynb"
 
 # %% ../nbs/22_launch.ipynb #bf76c1fa
@@ -107,13 +125,21 @@ def fill_output(
 # %% ../nbs/22_launch.ipynb #667f8407
 def __getattr__(name):
     "papermill's entry point, `hirm.launch:engine`: fetching it completes the command that is just being read."
-    if name != "engine": raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name != "engine":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from papermill.engines import NBClientEngine
-    started = [Path(sys.argv[0]).stem, Path(sys.argv[0]).parent.name, *getattr(sys, "orig_argv", [])[1:3]]
-    if "papermill" in started[:2] or started[2:] == ["-m", "papermill"]:
+    if _started_by_papermill():  # the one moment before papermill reads its command: the list of words is changed in place
         os.environ["HIRM_PROGRESS"] = "terminal"  # the kernel inherits it, and draws its bars where the user looks
         sys.argv[1:] = fill_output(sys.argv[1:])
     return NBClientEngine
+
+
+def _started_by_papermill() -> bool:
+    "Whether this process is a papermill command, and not a program that imports papermill."
+    program = Path(sys.argv[0])
+    as_script = "papermill" in (program.stem, program.parent.name)
+    as_module = getattr(sys, "orig_argv", [])[1:3] == ["-m", "papermill"]
+    return as_script or as_module
 
 # %% ../nbs/22_launch.ipynb #c0222a5b
 class MystRenderer:

@@ -9,6 +9,7 @@ __all__ = ['BLOCK', 'Paths', 'stack', 'concat', 'normals', 'Market', 'GBM', 'Hes
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -92,19 +93,22 @@ class Paths:
         self,
         window: int = 20, # trailing days
     ) -> Tensor: # annualised, (…, n_paths, n_steps+1)
-        "Root mean square of the `window` daily returns that end at each date."
+        "Root mean square of the `window` daily returns that end at each date. Raises ValueError where fewer days are known."
         n_past = self.past.shape[-1]
         _require(1 <= window <= n_past, f"window must lie in 1..{n_past}, the days known before date 0", window, "simulate with n_past=window")
-        past = self.past.mT
-        squares = torch.cat([past, self.spot.mT.log().diff(dim=-2)], dim=-2).square_()[..., n_past - window:, :]
-        total, power, done = None, squares, 0 # sums of 1, 2, 4 … days: no difference of long sums, so nothing cancels
-        for bit in range(window.bit_length()):
-            if window >> bit & 1:
-                rows = squares.shape[-2] - window + 1
-                piece = power[..., done:done + rows, :]
-                total, done = piece if total is None else total + piece, done + (1 << bit)
-            if window >> bit > 1:
-                power = power[..., :-(1 << bit), :] + power[..., 1 << bit:, :]
+        returns = torch.cat([self.past.mT, self.spot.mT.log().diff(dim=-2)], dim=-2)
+        squares = returns.square_()[..., n_past - window:, :]
+        n_dates = squares.shape[-2] - window + 1
+        # the window is put together from sums of 1, 2, 4 … days: no difference of long sums, so nothing cancels
+        total, done, days, sums = None, 0, 1, squares
+        while days <= window:
+            if window & days:
+                piece = sums[..., done:done + n_dates, :]
+                total = piece if total is None else total + piece
+                done += days
+            if 2 * days <= window:
+                sums = sums[..., :-days, :] + sums[..., days:, :]
+            days *= 2
         return (total / (window * self.dt)).sqrt_().mT
 
     def variance_swap(self) -> Tensor: # in units of total variance, (…, n_paths, n_steps+1)
@@ -139,10 +143,10 @@ def concat(
 # %% ../nbs/01_markets.ipynb #39a967ed
 def _members(generator: torch.Generator | Sequence[torch.Generator]) -> list[torch.Generator]:
     "List the generators, one per member."
-    members = [generator] if isinstance(generator, torch.Generator) else list(generator) if isinstance(generator, Sequence) else []
-    _require(members and all(isinstance(g, torch.Generator) for g in members), "generator must be a torch.Generator, or one per member",
-             repr(generator), "write torch.Generator().manual_seed(0)")
-    return members
+    members = generator if isinstance(generator, Sequence) else [generator]
+    fine = len(members) > 0 and all(isinstance(member, torch.Generator) for member in members)
+    _require(fine, "generator must be a torch.Generator, or one per member", repr(generator), "write torch.Generator().manual_seed(0)")
+    return list(members)
 
 
 def normals(
@@ -163,20 +167,41 @@ BLOCK = 2048 # paths drawn at a time: small enough for the cache, and fixed, so 
 
 
 class Market:
-    "What every simulated market shares; a market of your own writes `log_returns` and `expected_variance`."
+    "What every simulated market shares; a market of your own writes the two formulas that come first."
+
+    def expected_variance(
+        self,
+        variance: Tensor, # today's, annualised, any shape
+        tau: Tensor | float, # years until expiry, broadcastable to variance
+    ) -> Tensor: # annualised, (…)
+        "Average of the variance to be expected over the next tau years, given today's: the square of the implied vol."
+        raise NotImplementedError(f"{type(self).__name__} has no expected_variance; GBM shows the shortest")
+
+    def log_returns(
+        self,
+        variance: Tensor, # to be filled with the variance at each date, the past first, (M, n_past+n_steps+1, n_paths)
+        n_past: int, # days before date 0
+        dt: float, # years per step
+        generators: Sequence[torch.Generator], # one per member
+    ) -> tuple[Tensor, Tensor | None]: # both (M, n_past+n_steps, n_paths), the second None for a market without jumps
+        "Fill `variance`; return the log-returns between its rows, and each step's sum of squared log-jumps."
+        raise NotImplementedError(f"{type(self).__name__} has no log_returns; GBM shows the shortest")
 
     def simulate(
         self,
-        n_paths: int,
-        n_steps: int,
+        n_paths: int, # of each member
+        n_steps: int, # dates after date 0
         dt: float, # years per step
         generator: torch.Generator | Sequence[torch.Generator], # one, or one per member
         *,
         n_past: int = 20, # days before date 0
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None, # None: the generator's own
-    ) -> Paths: # leading axis: members
-        "Simulate paths from S_0 = 1; member i draws from generator i alone."
+    ) -> Paths: # spot, variance and iv (M, n_paths, n_steps+1), past (M, n_paths, n_past)
+        """Simulate paths from S_0 = 1; member i draws from generator i alone, BLOCK paths at a time.
+
+        Raises ValueError for a count or a `dt` that is not positive, and for anything that is no generator.
+        """
         for name, count, least in (("n_paths", n_paths, 1), ("n_steps", n_steps, 1), ("n_past", n_past, 0)):
             _require(isinstance(count, int) and count >= least, f"{name} must be a whole number of at least {least}", count,
                      "for example 1024 paths of 60 steps after 20 days")
@@ -194,15 +219,17 @@ class Market:
 
     def _block(self, width, n_steps, n_past, dt, generators, dtype, device) -> Paths:
         "Simulate at most BLOCK paths."
-        # whole vector lanes, so that a member's arithmetic does not depend on who sits beside it
-        lanes, device = -(-width // 64) * 64, generators[0].device if device is None else device
+        device = generators[0].device if device is None else device
+        lanes = 64 * math.ceil(width / 64) # whole vector lanes: a member's arithmetic does not depend on who sits beside it
         variance = torch.empty(len(generators), n_past + n_steps + 1, lanes, dtype=dtype, device=device)
         returns, jumps = self.log_returns(variance, n_past, dt, generators)
-        ahead = variance[:, n_past:]
-        iv = self.expected_variance(ahead.mT, _tau(n_steps, dt, ahead)).sqrt()
-        keep = lambda x: x[..., :width].contiguous().mT
-        return Paths(keep(_accumulate(returns[:, n_past:]).exp_()), keep(ahead), keep(iv.mT), keep(returns[:, :n_past]), dt,
-                     None if jumps is None else keep(_accumulate(jumps[:, n_past:])))
+        past, ahead = returns[:, :n_past], variance[:, n_past:]
+        spot = _accumulate(returns[:, n_past:]).exp_()
+        iv = self.expected_variance(ahead.mT, _tau(n_steps, dt, ahead)).sqrt().mT
+        spot, ahead, iv, past = (x[..., :width].contiguous().mT for x in (spot, ahead, iv, past))
+        if jumps is not None:
+            jumps = _accumulate(jumps[:, n_past:])[..., :width].contiguous().mT
+        return Paths(spot, ahead, iv, past, dt, jumps)
 
     def stream(
         self,
@@ -211,7 +238,7 @@ class Market:
         size: int = 32 * BLOCK, # paths at a time, a multiple of BLOCK
         **options, # of `simulate`
     ) -> Iterator[Paths]:
-        "Yield the very paths of one `simulate` call piece by piece, in bounded memory."
+        "Yield the very paths of one `simulate` call piece by piece, in bounded memory. Raises ValueError for a size that cuts a block."
         _require(size > 0 and size % BLOCK == 0, f"size must be a multiple of {BLOCK}", size, "else the pieces would differ from one large call")
         for start in range(0, n_paths, size):
             yield self.simulate(min(size, n_paths - start), *args, **options)
@@ -245,6 +272,15 @@ class GBM(Market):
         return noise.mul_(self.vol * math.sqrt(dt)).sub_(self.vol**2 * dt / 2), None
 
 # %% ../nbs/01_markets.ipynb #5c51ef94
+class _Moments(NamedTuple):
+    "Mean and half the variance of v_{t+dt}, each a number plus a slope times v_t, all four with their sign turned."
+    mean: Tensor
+    mean_slope: float
+    half: Tensor
+    half_slope: float
+    bend: float # the v_t below which the exponential branch rules; 0 where none does
+
+
 @dataclass(frozen=True)
 class Heston(Market):
     "Square-root variance, stepped by Andersen's quadratic-exponential scheme with martingale correction."
@@ -257,7 +293,7 @@ class Heston(Market):
     def __post_init__(self):
         _number("v0", self.v0)
         for name in ("kappa", "theta", "xi"):
-            _number(name, getattr(self, name), positive=True)
+            _number(name, getattr(self, name), "annualised decimals are meant, and zero is a limit: 1e-9 is as good", positive=True)
         _correlation(self.rho)
 
     def expected_variance(self, variance: Tensor, tau: Tensor | float) -> Tensor:
@@ -266,70 +302,83 @@ class Heston(Market):
         share = torch.where(pull > 0, -torch.expm1(-pull) / pull.clamp_min(1e-30), 1)
         return torch.addcmul(self.theta * (1 - share), variance, share)
 
-    def _scheme(self, dt: float, like: Tensor) -> tuple:
-        "Minus the mean and minus half the variance of v_{t+dt}, both linear in v_t, and the v_t below which the exponential branch rules."
-        stay, pull = math.exp(-self.kappa * dt), -math.expm1(-self.kappa * dt)
-        mean = self.theta * pull, stay
-        half = self.theta * (self.xi * pull)**2 / (4 * self.kappa), self.xi**2 * stay * pull / (2 * self.kappa)
-        # psi = variance / mean² falls with v, from xi² / (2 kappa theta) at 0: it crosses psi_c = 1.5 once or never
-        a, b, c = 1.5 * mean[1]**2, 3 * mean[0] * mean[1] - 2 * half[1], 1.5 * mean[0]**2 - 2 * half[0]
-        bend = (math.sqrt(b * b - 4 * a * c) - b) / (2 * a) if c < 0 else 0.
-        scalar = lambda x: torch.tensor(-x, dtype=like.dtype, device=like.device)
-        return (scalar(mean[0]), -mean[1]), (scalar(half[0]), -half[1]), bend
-
     def log_returns(self, variance, n_past, dt, generators):
         "Fill `variance`, (M, n_past+n_steps+1, n_paths), and return the log-returns between its rows, and no jumps."
-        scheme = *_, bend = self._scheme(dt, variance)
+        if variance.dtype != torch.float64 and torch.finfo(variance.dtype).eps > 1e-5 * self.xi:
+            wide = torch.empty_like(variance, dtype=torch.float64)
+            returns, _ = self.log_returns(wide, n_past, dt, generators)
+            variance.copy_(wide)
+            return returns.to(variance.dtype), None
         draws = normals((2, variance.shape[1] - 1, variance.shape[2]), generators, variance.dtype, variance.device)
-        noise, tail = draws[:, 0], None
-        if bend: # the exponential draw -log(1 - U) of the same normal
+        moments = self._moments(dt, variance)
+        self._fill(variance, n_past, draws[:, 0], moments)
+        return self._returns(variance, draws[:, 1], dt, moments), None
+
+    def _moments(self, dt: float, like: Tensor) -> _Moments:
+        "Of v_{t+dt} given v_t."
+        xi = max(self.xi, _STILL)
+        stay, pull = math.exp(-self.kappa * dt), -math.expm1(-self.kappa * dt)
+        mean, mean_slope = self.theta * pull, stay
+        half, half_slope = self.theta * (xi * pull)**2 / (4 * self.kappa), xi**2 * stay * pull / (2 * self.kappa)
+        # psi = variance / mean² falls with v, from xi² / (2 kappa theta) at 0: it crosses psi_c = 1.5 once or never
+        a, b, c = 1.5 * mean_slope**2, 3 * mean * mean_slope - 2 * half_slope, 1.5 * mean**2 - 2 * half
+        bend = (math.sqrt(b * b - 4 * a * c) - b) / (2 * a) if c < 0 else 0.
+        mean, half = (torch.tensor(-x, dtype=like.dtype, device=like.device) for x in (mean, half))
+        return _Moments(mean, -mean_slope, half, -half_slope, bend)
+
+    def _fill(self, variance: Tensor, n_past: int, noise: Tensor, moments: _Moments) -> None:
+        "Step the variance from date 0 to both ends; the past runs backwards, for a square-root process is time-reversible."
+        rows, noises = variance.unbind(1), noise.unbind(1)
+        buffers = [torch.empty_like(noises[0]) for _ in range(4)]
+        if moments.bend: # the exponential draw -log(1 - U) of the same normal
             tail = torch.erfc(noise * math.sqrt(0.5)).mul_(0.5).log_().neg_().unbind(1)
-        rows, noises, buffers = variance.unbind(1), noise.unbind(1), [torch.empty_like(noise[:, 0]) for _ in range(4)]
         rows[n_past].fill_(self.v0)
-        # the past runs backwards from v0: a square-root process is time-reversible
-        backwards, forwards = range(n_past - 1, -1, -1), range(n_past, len(noises))
-        for i, now, later in [(i, i + 1, i) for i in backwards] + [(i, i, i + 1) for i in forwards]:
-            minus, root, scale = _match(rows[now], scheme, buffers)
+        backwards = [(i, i + 1, i) for i in range(n_past - 1, -1, -1)]
+        forwards = [(i, i, i + 1) for i in range(n_past, len(noises))]
+        for i, now, later in backwards + forwards:
+            minus, root, scale = _match(rows[now], moments, buffers)
             torch.addcmul(root.sqrt_(), scale.sqrt_(), noises[i], out=root)
             torch.mul(root, root, out=rows[later])
-            if bend:
-                gap = _gap(rows[now], minus, scheme)
+            if moments.bend:
+                gap = _gap(rows[now], minus, moments)
                 low = (tail[i] + (minus / gap).neg_().log_()).mul_(gap).clamp_min_(0)
-                torch.where(rows[now] < bend, low, rows[later], out=rows[later])
-        return self._spot(variance, draws[:, 1], dt, scheme), None
+                torch.where(rows[now] < moments.bend, low, rows[later], out=rows[later])
 
-    def _spot(self, variance: Tensor, noise: Tensor, dt: float, scheme: tuple) -> Tensor:
+    def _returns(self, variance: Tensor, noise: Tensor, dt: float, moments: _Moments) -> Tensor:
         "Log-returns given the variance at both ends of each step (Andersen 2008, eq. 33), E[S_{t+dt} | t] = S_t exactly."
-        now, later, bend, tilt = variance[:, :-1], variance[:, 1:], scheme[2], self.rho / self.xi
+        now, later, tilt = variance[:, :-1], variance[:, 1:], self.rho / max(self.xi, _STILL)
         k2, k3 = dt / 2 * (self.kappa * tilt - 0.5) + tilt, dt / 2 * (1 - self.rho**2)
-        power = k2 + k3 / 2 # E[exp(power * v_{t+dt}) | v_t] is what the drift must undo
-        minus, root, scale = _match(now, scheme, [torch.empty_like(noise) for _ in range(4)])
+        power = k2 + k3 / 2 # Andersen's A: E[exp(A v_{t+dt}) | v_t] is what the drift must undo
+        minus, root, scale = _match(now, moments, [torch.empty_like(noise) for _ in range(4)])
         scale.mul_(-2 * power)
         drift = torch.log1p(scale).mul_(0.5).addcdiv_(root, scale + 1, value=-power)
-        if bend or power > 0:
-            gap, low = _gap(now, minus, scheme), now < bend
+        if moments.bend or power > 0:
+            gap, low = _gap(now, minus, moments), now < moments.bend
             drift = torch.where(low, torch.log1p(power * minus / (power * gap - 1)).neg_(), drift)
             exists = torch.where(low, power * gap < 1, scale > -1) # else Andersen's plain drift
-            plain = -self.rho * self.kappa * self.theta * dt / self.xi + (k2 - 2 * tilt + k3 / 2) * now
+            plain = -tilt * self.kappa * self.theta * dt + (k2 - 2 * tilt + k3 / 2) * now
             drift = torch.where(exists, drift, plain)
         drift.add_(later, alpha=k2).sub_(now, alpha=k3 / 2)
         return drift.addcmul_((now + later).sqrt_(), noise, value=math.sqrt(k3))
 
 
-def _match(now: Tensor, scheme: tuple, buffers: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+_STILL = 1e-9 # xi below which a variance stands still to the ninth digit, and float64 keeps the spot's share of its noise
+
+
+def _match(now: Tensor, moments: _Moments, buffers: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     "The quadratic branch v_{t+dt} = (sqrt(root) + sqrt(scale) Z)²: returns minus the mean, root and scale, in `buffers`."
-    (mean, mean_slope), (half, half_slope), _ = scheme
     minus, root, scale, total = buffers
-    torch.add(mean, now, alpha=mean_slope, out=minus)
-    torch.add(half, now, alpha=half_slope, out=scale)
+    torch.add(moments.mean, now, alpha=moments.mean_slope, out=minus)
+    torch.add(moments.half, now, alpha=moments.half_slope, out=scale)
     torch.addcmul(scale, minus, minus, out=root)
     root.sqrt_() # of mean² - variance / 2, negative only where the other branch rules: what comes of it is never taken
-    return minus, root, torch.div(scale, torch.sub(minus, root, out=total), out=scale)
+    torch.sub(minus, root, out=total)
+    return minus, root, torch.div(scale, total, out=scale)
 
 
-def _gap(now: Tensor, minus: Tensor, scheme: tuple) -> Tensor:
+def _gap(now: Tensor, minus: Tensor, moments: _Moments) -> Tensor:
     "The exponential branch's mean 1 / beta = (mean + variance / mean) / 2, given that v_{t+dt} is not 0."
-    return torch.add(scheme[1][0], now, alpha=scheme[1][1]).div_(minus).sub_(minus, alpha=0.5)
+    return torch.add(moments.half, now, alpha=moments.half_slope).div_(minus).sub_(minus, alpha=0.5)
 
 # %% ../nbs/01_markets.ipynb #2271bd6e
 @dataclass(frozen=True)
@@ -359,8 +408,8 @@ class SABR(Market):
         variance[:, n_past:] = _accumulate(steps[:, n_past:])
         variance[:, :n_past + 1] = _accumulate(steps[:, :n_past].flip(1)).flip(1) # the past runs backwards from alpha
         vol = variance.exp_().mul_(self.alpha)
-        # the integral of vol against its own noise is exact: (alpha_{t+dt} - alpha_t) / nu, written so that nu may be 0
-        drive = torch.expm1(steps).div_(self.nu) if self.nu else noise
+        # the integral of vol against its own noise is exact: (alpha_{t+dt} - alpha_t) / nu, whose limit at nu = 0 is the noise
+        drive = torch.expm1(steps).div_(self.nu) if self.nu > 1e-12 else noise
         drive[:, :n_past].mul_(vol[:, 1:n_past + 1]).neg_()
         drive[:, n_past:].mul_(vol[:, n_past:-1])
         total = vol.square_()[:, 1:].add(vol[:, :-1]).mul_(dt / 2)

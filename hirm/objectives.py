@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from .environments import one_of
+from .parameters import one_of
 from .risk import CVaR, worst_mixture
 
 # %% ../nbs/10_objectives.ipynb #6580f10e

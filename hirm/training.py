@@ -28,7 +28,7 @@ from .hedging import Episode, hedge
 from .objectives import Method, Sample, Schedule, find_method, halves
 from .policies import POLICIES, Delta
 from .risk import CVaR, Entropic
-from .runs import Run, check_writable
+from .runs import Run, asked_in_the_same_words, check_writable
 
 # %% ../nbs/17_training.ipynb #trn00002
 def initial_policy(
@@ -257,8 +257,7 @@ class Learner(Differentiator):
 
     def _drop(self, step, episode):
         "Draw the units that rest in this update."
-        device = self.config.device
-        generators = [stream(seed, f"dropout:{step}", device) for seed in self.seeds]
+        generators = [stream(seed, f"dropout:{step}") for seed in self.seeds]
         self.policy.drop(self.method.dropout, generators, episode.payoff.shape[1:])
 
     def rows(self,
@@ -367,6 +366,7 @@ def train(
     for member, run in zip(config.members(), runs):
         if again or not run.done:
             waiting.append((member, run))
+    _say_what_changed(waiting)
     starts = _starts([run for _, run in waiting])  # refuses foreign states before anything is written
     members = []
     for (member, run), start in zip(waiting, starts):
@@ -375,6 +375,16 @@ def train(
     for start in sorted({member.step for member in members}):
         _train_together(config, [member for member in members if member.step == start])
     return _sound(runs)
+
+
+def _say_what_changed(waiting):
+    "Say why a question that was answered before is asked anew."
+    for member, run in waiting:
+        if run.folder.exists():
+            continue
+        for earlier, changed in asked_in_the_same_words(run, asdict(member)).items():
+            tqdm.write(f"{earlier} asked the same in words, but since then {', '.join(changed)} has become another: "
+                       f"{run.folder.name} is trained", file=sys.stderr)
 
 
 def _starts(runs):

@@ -76,13 +76,20 @@ def test_one_seed_more_is_that_seed_only():
 
 
 REFUSED = {
-    "sede=1": "unknown word of --config 'sede', did you mean 'seeds'?", "seeds=-3": "seeds must be a whole number from 1 to 1000, got -3",
-    "seeds=1.5": "seeds must be a whole number from 1 to 1000, got 1.5", "seeds=1e6": "got 1000000.0", "seeds=true": "got True", "seeds=": "got None", "seeds=five": "got 'five'",
-    "cells=xyz": "unknown cell 'xyz', did you mean", "cells=mlp-seeing": "cells must name band-seeing", "cells=": "unknown cell 'None'",
-    "policies=band": "unknown word of --config 'policies'", "scale=nosuch": "unknown scale 'nosuch', did you mean 'smoke'?",
-    "control_seeds=9": "control_seeds must be a whole number from 1 to 2, got 9", "primary_seeds=1": "primary_seeds must be a whole number from 2 to 1000, got 1",
+    "sede=1": "unknown word of --config 'sede', did you mean 'seeds'?", "policies=band": "unknown word of --config 'policies'",
+    "seeds=-3": "seeds must be a whole number from 1 to 1,000, got -3", "seeds=1.5": "seeds must be a whole number from 1 to 1,000, got 1.5",
+    "seeds=1e6": "got 1000000.0", "seeds=True": "got True", "seeds=": "got None", "seeds=five": "got 'five'", "scale=nosuch": "unknown scale 'nosuch', did you mean 'smoke'?",
+    "cells=xyz": "unknown cell 'xyz', did you mean", "cells=mlp-seeing": "cells must name band-seeing", "cells=": "cells must be names", "cells=all,band-seeing": "unknown cell 'all'",
+    "control_seeds=9": "control_seeds must be a whole number from 1 to 2, got 9", "primary_seeds=1": "primary_seeds must be a whole number from 2 to 1,000, got 1",
     "device=cpu; touch ran": "device must be cpu, cuda or cuda:<number>, got 'cpu; touch ran'", "device=gpu": "got 'gpu'",
 }
+
+
+@pytest.mark.parametrize("said", REFUSED)
+def test_a_wrong_word_is_refused(said):
+    from snakemake.cli import parse_config
+    with pytest.raises(ValueError) as refused: as_plan(parse_config(["scale=smoke", "seeds=2", said]))
+    assert REFUSED[said] in str(refused.value)
 
 
 def test_a_name_twice_is_refused(monkeypatch):
@@ -160,9 +167,9 @@ def command(project):
     (programs / "papermill").chmod(0o755)
     path = os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]])
     env = os.environ | dict(PYTHONPATH=str(project), PATH=path)
-    warm = subprocess.Popen([sys.executable, ROOT / "tests" / "warm.py", socket], cwd=project, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    with open(project / "warm.log", "w") as log: warm = subprocess.Popen([sys.executable, ROOT / "tests" / "warm.py", socket], cwd=project, env=env, stdout=log, stderr=log)
     while not Path(socket).exists() and warm.poll() is None: time.sleep(0.1)
-    assert warm.poll() is None, warm.communicate()[0].decode()
+    assert warm.poll() is None, (project / "warm.log").read_text()
 
     def run(*argv, **planted):
         script = f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r}); from warm import ask; sys.exit(ask({socket!r}, {list(argv)!r}))"
@@ -204,3 +211,108 @@ def test_the_pilot_spends_seeds_that_no_other_campaign_uses():
     assert {seed for seeds in arms_of("phase2_pilot").values() for seed in seeds} == pilot
     for campaign in set(CAMPAIGNS) - {"phase2_pilot"}:
         assert not pilot & {seed for seeds in arms_of(campaign).values() for seed in seeds}
+
+
+@pytest.fixture(scope="module")
+def ended(command):
+    "How Phase 1 went: killed in the middle of a job, locked, unlocked, and continued to its end."
+    said = [command("snakemake", "-c1", *PHASE1, **PLANTED), command("snakemake", "-c1", *PHASE1), command("snakemake", "--unlock", *PHASE1),
+            command("snakemake", "-c1", *PHASE1, **PLANTED)]
+    assert said[-1].returncode == 0, said[-1].stdout[-5000:]
+    return said
+
+
+@pytest.fixture
+def results(ended, project):
+    "The published tables by name."
+    return {path.stem: pd.read_csv(path) for path in (project / "book" / "results" / "phase1_smoke").glob("*.csv")}
+
+
+def notebook(project, name):
+    return nbformat.read(project / "runs" / "phase1_smoke" / "notebooks" / f"{name}.ipynb", 4)
+
+
+@pytest.mark.parametrize("said", ["seeds=-3", "cells=xyz", "device=cpu; touch ran"])
+def test_a_wrong_word_ends_the_campaign_before_its_first_job(command, project, said):
+    done = command("snakemake", "-c1", "phase1", "--config", "scale=smoke", "seeds=2", said)
+    assert done.returncode == 1 and REFUSED[said] in done.stdout and not (project / "ran").exists() and "rule train" not in done.stdout
+
+
+def test_killed_in_the_middle_it_says_how_to_go_on_and_does(ended):
+    killed, locked, unlocked, end = ended
+    assert killed.returncode == 128 + signal.SIGKILL and locked.returncode == 1 and "--unlock" in locked.stdout and unlocked.returncode == 0
+    assert [end.stdout.count(f"rule {name}:") for name in ("train", "look", "results")] == [17 - killed.stdout.count("Finished job"), 2, 1]
+
+
+def test_a_job_that_was_killed_ends_as_if_it_had_not_been(ended, command, project):
+    job = next(job for job in jobs("phase1", PLAN) if job.name == KILLED)
+    asked = words(job.parameters | dict(runs="runs/reference"))
+    done = command("papermill", "nbs/train.ipynb", "runs/reference.ipynb", "-y", asked)
+    assert done.returncode == 0, done.stdout[-3000:]
+    for kept in (project / "runs" / "phase1_smoke").glob("hirm-s[01]-*"):
+        assert len(Record(kept).metadata["resumed"]) == 1
+        for file in ("metrics.jsonl", "final_metrics.json", "checkpoints/manifest.json", "artifacts/metrics.csv"):
+            assert (kept / file).read_bytes() == (project / "runs" / "reference" / kept.name / file).read_bytes()
+
+
+def test_jobs_start_in_the_order_of_the_table(ended, project):
+    waiting = [job.name for job in sorted(jobs("phase1", PLAN), key=lambda job: job.order)]
+    started = sorted(waiting, key=lambda name: notebook(project, name).metadata["papermill"]["start_time"])
+    assert started == waiting
+
+
+def test_every_arm_and_seed_is_gathered(results):
+    metrics, controls, weights = results["metrics"], results["controls"], results["weights"]
+    assert set(results) == {"metrics", "controls", "weights", "probes", "tails", "calendar", "environments", "stability", "sensitivity"}
+    methods = {"irm", "hirm", "vrex", "groupdro", "erm_reg", "erm", "oracle"}
+    assert set(metrics["method"]) == methods | set(BASELINES)
+    assert set(controls["method"]) == {"erm_again", "erm_early", *(f"{name}_permuted" for name in ("irm", "hirm", "vrex", "groupdro", "erm"))} | set(BASELINES)
+    environments = set(metrics["environment"])
+    assert {"low", "medium", "high", "crisis", "crisis_broken", "gfc", "covid"} <= environments
+    for table in (metrics, controls):
+        own = table[table["job"] != "baseline"]
+        assert own.groupby("method")["seed"].unique().map(sorted).map(tuple).eq((0, 1)).all() and own.groupby(["method", "seed"]).size().eq(len(environments)).all()
+        assert table[table["job"] == "baseline"].groupby(["method", "environment"]).size().eq(1).all()
+    swept = weights[weights["job"] != "baseline"].groupby("method")
+    assert swept["penalty_weight"].nunique().eq(3).all() and swept["seed"].nunique().eq(3).all() and swept.size().eq(9 * len(environments)).all()
+    assert set(metrics.loc[metrics["method"] == "oracle", "selection"]) == {"oracle"}
+
+
+def test_the_second_arm_is_paired_with_the_first(results, project):
+    again = results["controls"].query("method == 'erm_again' and environment == 'crisis'").set_index("seed")["cvar95"]
+    for seed in (0, 1):
+        run = Record(next((project / "runs" / "phase1_controls_smoke").glob(f"erm-s{1000 + seed}-*")))
+        assert again[seed] == pytest.approx(run.final_metrics["metrics"]["crisis"]["cvar95"], abs=1e-8)
+
+
+def test_who_diverged_stands_without_numbers_and_is_left_out_of_the_looks(results, project):
+    for table, method, seeds in (("metrics", "vrex", {1}), ("controls", "vrex_permuted", {0, 1})):
+        lost = results[table][results[table]["cvar95"].isna()]
+        assert set(lost["method"]) == {method} and set(lost["seed"]) == seeds and set(lost["selection"]) == {"diverged at update 5"}
+    for page in ("probes", "stability"): assert "vrex" not in set(results[page]["method"]) and {"irm", "erm", "oracle"} <= set(results[page]["method"])
+    assert "left out: seed 1 diverged at update 5" in json.dumps(notebook(project, "evaluate-band-seeing"))
+    assert "training diverged" in (project / "runs" / "phase1_smoke" / "logs" / f"{WHOLLY}.log").read_text()
+
+
+def test_the_results_say_where_they_come_from(ended, project):
+    facts = json.loads((project / "book" / "results" / "phase1_smoke" / "provenance.json").read_text())
+    assert facts["command"] == "snakemake -c2 phase1 --config scale=smoke seeds=2 cells=band-seeing"
+    assert len(facts["runs"]) == 7 * 2 + 7 * 2 + 9 * 3 and len(set(facts["runs"])) == len(facts["runs"])
+
+
+def test_what_is_done_is_not_done_again(ended, command):
+    done = command("snakemake", "-c1", *PHASE1)
+    assert done.returncode == 0 and "Nothing to be done" in done.stdout
+
+
+def test_a_run_that_got_lost_is_refused_by_name_and_the_cure_cures(ended, results, command, project):
+    lost = next((project / "runs" / "phase1_smoke").glob("erm_reg-s1-*"))
+    shutil.rmtree(lost)
+    shutil.rmtree(project / "book" / "results" / "phase1_smoke")
+    refused = command("snakemake", "-c1", *PHASE1)
+    assert refused.returncode == 1 and f"expected 55 that are finished, got 54; missing: {lost.name}; " in refused.stdout and not (project / "book" / "results" / "phase1_smoke").exists()
+    cure = re.search(r"give the same command once more with (--forcerun \S+)", refused.stdout)[1]
+    cured = command("snakemake", "-c1", *PHASE1, *shlex.split(cure))
+    assert cured.returncode == 0 and cured.stdout.count("rule train:") == 1, cured.stdout[-5000:]
+    again = pd.read_csv(project / "book" / "results" / "phase1_smoke" / "metrics.csv")
+    pd.testing.assert_frame_equal(again, results["metrics"], rtol=1e-2)  # alone it was trained in other company

@@ -1,14 +1,45 @@
-"""What is asked: every parameter checked at the door, and the published runs still answer their questions."""
+"""What is asked: every parameter checked at the door, contents told apart, and the published runs still answer their questions."""
 import hashlib
 import json
-from dataclasses import asdict
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
+from inspect import signature
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from conftest import ROOT
 from hirm.campaign import Plan, jobs as campaign_jobs
-from hirm.config import as_config, Config, judged_environments
+from hirm.config import Config, as_config, judged_environments
+from hirm.environments import ENVIRONMENTS, Environment, common_episodes, nameable_environments, stream
+from hirm.features import COLUMNS
+from hirm.frictions import Proportional
+from hirm.history import Windows
+from hirm.markets import GBM
+from hirm.objectives import METHODS
+from hirm.parameters import fingerprint, read_claim, read_whole
+from hirm.runs import config_hash
+from hirm.training import load_policy, train
+
+SMALL = dict(method="erm", scale="smoke", environments="low,medium", n_paths=32, n_validation=200, n_evaluation=200)
+
+
+def asked(**options):
+    "A small config."
+    return as_config({**SMALL, **options})
+
+
+def name(**options):
+    "Fingerprint of a small question."
+    return config_hash(asdict(asked(**options).members()[0]))
+
 
 # Fields that named a run's folder when the published runs were trained.
 PUBLISHED_FIELDS = ("scale", "policy", "environments", "history", "realized_vol", "penalty_weight", "alpha", "cost", "risk_unit", "permute_labels",
@@ -62,3 +93,321 @@ def test_extra_features_are_named_or_refused():
     assert Config(**asked, realized_vol=True).columns == ("delta", "gamma", "tau", "realized_vol")
     with pytest.raises(ValueError, match="did you mean 'last_return'"):
         Config(**asked, extra_features="last_retrun")
+
+
+@pytest.mark.parametrize("value, means", [
+    *((word, True) for word in (True, "True", "true", "TRUE", "yes", "Yes", " 1 ", 1)), *((word, False) for word in (False, "False", "false", "no", "NO", "0", 0)),
+])
+def test_a_claim_means_what_it_says(value, means):
+    assert read_claim("realized_vol", value) is means
+    assert asked(realized_vol=value).realized_vol is means and asked(permute_labels=value).permute_labels is means
+    assert ("realized_vol" in asked(realized_vol=value).columns) is means
+
+
+@pytest.mark.parametrize("value, means", [(3, 3), (3.0, 3), ("3", 3), ("3.0", 3), (1e3, 1000), ("1e3", 1000), (" 12 ", 12), (np.float64(8), 8)])
+def test_a_whole_number_in_every_spelling(value, means):
+    read = read_whole("updates", value, 1, 10**6)
+    assert read == means and type(read) is int
+    assert asked(keep=value).keep == means and type(asked(keep=value).keep) is int
+
+
+MEANT = {  # fields for which a value below is a good one
+    "false way": ("runs",), "nan": ("runs",), "inf": ("runs",), "1,5": ("runs", "penalty_weight"), 1e300: ("penalty_weight",), "": ("extra_features",),
+    1.5: ("penalty_weight", "cost", "smoothing", "aversion", "clip"),
+}
+
+
+@pytest.mark.parametrize("value", ["", " ", "false way", float("nan"), float("inf"), [], {}, 1.5, b"low", "nan", "inf", -1, 1e300, "1,5", object()], ids=repr)
+def test_no_field_takes_what_it_cannot_mean(value):
+    good = [names for meant, names in MEANT.items() if type(meant) is type(value) and meant == value]
+    for field in fields(Config):
+        if field.name in (*(good[0] if good else ()), "contents"):
+            continue
+        with pytest.raises((ValueError, FileNotFoundError)) as refused:
+            asked(**{field.name: value})
+        said = str(refused.value)
+        assert field.name in said or "choose from" in said, said  # what
+        assert re.search("got .*; |did you mean .*choose from", said) and "\n" not in said, said  # got what, and the cure
+
+
+WRONG = [
+    (dict(method="imr"), "did you mean 'irm'"), (dict(scale="huge"), "smoke, laptop, paper"), (dict(policy="bnad"), "did you mean 'band'"), (dict(sede=1), "did you mean 'seed'"),
+    (dict(seed=1.5), "seed must be a whole number .* got 1.5"), (dict(seed=True), "got True"), (dict(seed=-1), "got -1"), (dict(width=31.5), "width must be a whole number"),
+    (dict(width=1e7), "from 1 to 1,024, got 10000000.0"), (dict(n_seeds=1e6), "from 1 to 100, got 1000000.0"), (dict(n_seeds=0), "n_seeds"), (dict(updates=0), "updates"),
+    (dict(updates="many"), "got 'many'; the usual value is -p updates 600"), (dict(n_seeds=60, penalty_weight="0.1,1", method="irm"), "at most 100 members"),
+    (dict(realized_vol="maybe"), "true or false, got 'maybe'"), (dict(realized_vol=1.0), "true or false"), (dict(realized_vol=None), "true or false"), (dict(permute_labels=2), "true or false"),
+    (dict(alpha=0.2), "for the worst 20 % write 0.8"), (dict(alpha=0.05), "for the worst 5 % write 0.95"), (dict(alpha=95), "for the worst 5 % write 0.95"), (dict(alpha=1), "lie in"),
+    (dict(alpha=0), "lie in"), (dict(alpha="high"), "lie in"), (dict(alpha=True), "lie in"), (dict(alpha=0.999), "at least one path of a validation"),
+    (dict(n_paths=0), "n_paths .* from 2 .* got 0"), (dict(n_paths=33), "even.* write 34"), (dict(pretrain=10, updates=12, ramp=4), "must fit"),
+    (dict(learning_rate=0.0), "learning_rate"), (dict(learning_rate=1e9), "learning_rate must be a number from 1e-12 to 1"), (dict(cost=-1.0), "cost must be a number from 0 .* got -1"),
+    (dict(smoothing=0), "smoothing must be a number"), (dict(aversion=0), "aversion must be a number"), (dict(clip=0), "clip"),
+    (dict(penalty_weight=-0.1), "penalty_weight .* got -0.1"), (dict(penalty_weight="much"), "penalty_weight .* got 'much'"), (dict(penalty_weight=[1, 1]), "each weight once, got 1 twice"),
+    (dict(penalty_weight="1,1.0"), "each weight once"), (dict(penalty_weight=True), "penalty_weight"), (dict(penalty_weight=[]), "at least one weight"),
+    (dict(device="gpu"), "cpu, cuda or cuda:N, got 'gpu'"), (dict(device="cuda:x"), "got 'cuda:x'"), (dict(device=0), "device must be text"), (dict(device="cuda:99"), "this machine has"),
+    (dict(environments=""), "empty place"), (dict(environments="low,medium,"), "empty place"), (dict(environments="low,,medium"), "empty place"), (dict(environments=[]), "empty place"),
+    (dict(environments="low,low"), "'low' 2 times"), (dict(environments="low, low "), "'low' 2 times"), (dict(environments="low,mediun"), "did you mean 'medium'"),
+    (dict(environments="low", method="irm"), "compares environments"), (dict(environments="low,low", method="irm"), "each name once"), (dict(environments="LOW"), "did you mean"),
+    (dict(validate_on="hihg"), "did you mean 'high'"), (dict(validate_on="low"), "not trained on, got 'low'"), (dict(environments="low,high"), "not trained on, got 'high'"),
+    (dict(environments="low,crisis", validate_on="crisis"), "not trained on, got 'crisis'"),
+    (dict(environments="history_low,low", validate_on="history_medium"), "must not share a day .* history_medium and history_low"),
+    (dict(runs=""), "runs must be text"), (dict(runs="."), "holds the whole project"), (dict(runs="nbs/.."), "holds the whole project"), (dict(runs="/"), "holds the whole project"),
+    (dict(runs=5), "-r runs 5"), (dict(history="nowhere.csv"), "no file is"), (dict(risk_unit="euro"), "reference"), (dict(decay="slow"), "cosine"), (dict(extra_features="delta"), "beside the usual"),
+    (dict(extra_features="realized_vol"), "-p realized_vol true"), (dict(extra_features="last_return,last_return"), "each name once"), (dict(contents={"method erm": 3}), "fingerprints by name"),
+]
+
+
+@pytest.mark.parametrize("wrong, words", WRONG)
+def test_bad_input_is_refused_before_any_folder_is_made(tmp_path, wrong, words):
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        as_config({**SMALL, "runs": str(tmp_path / "runs"), **wrong})
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_is_refused_where_there_is_none():
+    with pytest.raises(ValueError, match="torch sees no CUDA device"):
+        asked(device="cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_is_taken_where_it_is():
+    assert asked(device="cuda").device == "cuda" and asked(device="CUDA:0").device == "cuda:0"
+
+
+def test_an_oracle_may_be_chosen_where_it_was_trained():
+    assert asked(environments="low,medium,high,crisis").validate_on == "high"
+
+
+def test_recorded_sets_do_not_share_windows(monkeypatch):
+    first, second = (Windows(start=start, end="2004-12-31") for start in ("2003-01-02", "2004-12-01"))
+    for key, market in (("first", first), ("second", second)):
+        monkeypatch.setitem(ENVIRONMENTS, key, Environment(key, "train", market, Proportional(1e-4)))
+    with pytest.raises(ValueError, match="must not share recorded windows, got first and second with 22 in common, the first of 2004-12-01"):
+        asked(environments="first,second")
+    assert asked(environments="first,low").names == ["first", "low"]  # a recorded environment of one's own is known by its name
+    monkeypatch.setitem(ENVIRONMENTS, "second", Environment("second", "test", second, Proportional(1e-4)))
+    with pytest.raises(ValueError, match="chosen or judged by must not share a day .* second and first"):
+        asked(environments="first,low")
+
+
+@pytest.mark.parametrize("spelt", [
+    dict(environments="low, medium"), dict(environments=["low", "medium"]), dict(method=" erm "), dict(updates="1.2e1"), dict(realized_vol="No"), dict(penalty_weight=0), dict(penalty_weight=[0.0]),
+    dict(penalty_weight="0"), dict(alpha="0.95"), dict(aversion="none"), dict(width=32.0), dict(learning_rate="1e-3"), dict(cost=1), dict(decay="cosine"), dict(history=" sp500"), dict(runs="runs/elsewhere"),
+])
+def test_another_spelling_is_the_same_question(spelt):
+    assert name(**spelt) == name()
+
+
+def test_the_default_weight_written_out_is_the_same_question():
+    assert name(method="irm") == name(method="irm", penalty_weight=0.1) == name(method="irm", penalty_weight="1e-1") != name(method="irm", penalty_weight=0.2)
+
+
+@pytest.fixture
+def prices(tmp_path):
+    "A file of daily closes in a folder of its own."
+    days = pd.bdate_range("2010-01-04", periods=900)
+    close = 100 * np.exp(np.cumsum(np.random.default_rng(0).normal(0, 0.01, len(days))))
+    (tmp_path / "data").mkdir()
+    path = tmp_path / "data" / "my.csv"
+    pd.DataFrame({"date": days.strftime("%Y-%m-%d"), "close": close.round(4)}).to_csv(path, index=False)
+    return path
+
+
+def test_a_file_by_another_path_is_the_same_question(prices, monkeypatch, tmp_path):
+    monkeypatch.chdir(prices.parent)
+    spellings = ("my.csv", "./my.csv", "../data/my.csv", str(prices))
+    shutil.copy(prices, tmp_path / "copy.csv")
+    assert len({name(history=spelling) for spelling in (*spellings, str(tmp_path / "copy.csv"))}) == 1 != name()
+    kept = asked(history="my.csv")
+    assert not os.path.isabs(kept.history) and (ROOT / kept.history).resolve() == prices.resolve()
+    monkeypatch.chdir(tmp_path)
+    assert Config(**asdict(kept)) == kept  # from wherever it is read back
+
+
+def test_a_file_that_changed_is_refused(prices):
+    kept = asdict(asked(history=str(prices)))
+    prices.write_text(prices.read_text().replace("2010-01-04,", "2010-01-04,1"))
+    with pytest.raises(ValueError, match="has changed"):
+        Config(**kept)
+
+
+def test_two_files_of_one_name_are_not_guessed(prices, monkeypatch):
+    monkeypatch.setattr("hirm.config.project", lambda: prices.parents[1])
+    (prices.parents[1] / "my.csv").write_text(prices.read_text().replace("2010-01-04,", "2010-01-04,1"))
+    monkeypatch.chdir(prices.parent)
+    with pytest.raises(ValueError, match="one in the working directory and another in the project"):
+        asked(history="my.csv")
+
+
+def test_members_are_checked_once(monkeypatch):
+    sweep = asked(method="irm", n_seeds=50, penalty_weight="0.1,1")
+    checked = []
+    monkeypatch.setattr(Config, "__post_init__", lambda self: checked.append(self))
+    members = sweep.members()
+    assert len(members) == 100 and not checked
+    assert {(member.seed, member.penalty_weight, member.n_seeds) for member in members} == {(seed, weight, 1) for seed in range(50) for weight in (0.1, 1.0)}
+
+
+def test_a_member_reads_back_as_it_is():
+    for member in asked(method="irm", n_seeds=2, penalty_weight=[0.1, 1]).members():
+        assert Config(**asdict(member)) == member
+
+
+# What a name stands for.
+
+def grown(times):
+    return lambda trade: times * trade
+
+
+@dataclass(frozen=True)
+class Wide:
+    "A friction of a user's own."
+    rate: float = 1e-4
+    table: torch.Tensor = torch.arange(3.0)
+    shape: object = abs
+
+    def cost(self, trades, prices, paths):
+        return self.rate * self.shape(trades) * prices
+
+
+class Plain:
+    "A market of a user's own without fields."
+    def __init__(self, vol):
+        self.base = GBM(vol)
+
+    def simulate(self, *given, **options):
+        return self.base.simulate(*given, **options)
+
+
+@pytest.mark.parametrize("change", [
+    dict(market=GBM(0.3)), dict(friction=Proportional(3e-4)), dict(friction=Wide()), dict(n_steps=30), dict(dt=1 / 365), dict(instruments=("spot", "variance_swap")), dict(role="test"),
+    dict(call=replace(ENVIRONMENTS["low"].call, strike=1.1)),
+], ids=lambda change: next(iter(change)))
+def test_an_environment_of_the_same_name_is_another_question(change, monkeypatch):
+    before = name()
+    monkeypatch.setitem(ENVIRONMENTS, "low", replace(ENVIRONMENTS["low"], **change))
+    assert name() != before
+
+
+@pytest.mark.parametrize("environment, how", [("high", "validated"), ("crisis_broken", "judged"), ("gfc", "judged"), ("history_low", "trained")])
+def test_every_environment_that_a_run_depends_on_counts(environment, how, monkeypatch):
+    options = dict(environments="low,history_low") if how == "trained" else {}
+    before = name(**options)
+    monkeypatch.setitem(ENVIRONMENTS, environment, replace(ENVIRONMENTS[environment], friction=Proportional(4e-4)))
+    assert name(**options) != before and nameable_environments()[environment].friction == Proportional(4e-4)
+
+
+def test_an_environment_that_a_run_does_not_meet_does_not_count(monkeypatch):
+    before = name()
+    monkeypatch.setitem(ENVIRONMENTS, "sabr_calm", replace(ENVIRONMENTS["sabr_calm"], friction=Proportional(4e-4)))
+    monkeypatch.setitem(ENVIRONMENTS, "low", replace(ENVIRONMENTS["low"], source="another note"))
+    assert name() == before
+
+
+@pytest.mark.parametrize("change", [
+    dict(dropout=0.5), dict(weight_decay=1e-2), dict(objective=METHODS["vrex"].objective), dict(objective=lambda sample, weight, state: sample.risk.mean(1)), dict(needs=("scale",)),
+    dict(min_environments=2),
+], ids=lambda change: next(iter(change)))
+def test_a_method_of_the_same_name_is_another_question(change, monkeypatch):
+    before = name()
+    monkeypatch.setitem(METHODS, "erm", replace(METHODS["erm"], **change))
+    assert name() != before
+
+
+def test_a_column_of_the_same_name_is_another_question(monkeypatch):
+    before = name()
+    monkeypatch.setitem(COLUMNS, "tau", COLUMNS["tau"]._replace(values=lambda episode: 2 * episode.paths.tau.expand_as(episode.paths.spot)))
+    assert name() != before
+
+
+def test_a_done_run_is_not_returned_for_another_question(tmp_path, monkeypatch, capsys):
+    options = asked(runs=str(tmp_path / "runs"))
+    done = train(options)[0]
+    done.finish({})
+    assert train(options)[0].folder == done.folder
+    monkeypatch.setitem(ENVIRONMENTS, "low", replace(ENVIRONMENTS["low"], friction=Proportional(7e-4)))
+    with pytest.raises(ValueError, match="^environment low must be what it was when this run was made"):
+        load_policy(done)
+    with pytest.raises(ValueError, match="environment low"):
+        Config(**done.config)
+    capsys.readouterr()
+    other = train(asked(runs=str(tmp_path / "runs")))[0]
+    assert other.folder != done.folder and not other.done
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{done.folder.name} asked the same in words, but since then environment low has become another" in said
+
+
+@pytest.mark.parametrize("one, same, other", [
+    (Wide(), Wide(1e-4, torch.tensor([0.0, 1, 2])), Wide(table=torch.tensor([0.0, 1, 3]))), (Wide(shape=grown(2)), Wide(shape=grown(2.0)), Wide(shape=grown(3))),
+    (Plain(0.2), Plain(0.2), Plain(0.3)), (partial(grown, 2), partial(grown, 2), partial(grown, 3)), (np.array([1.0, 2]), np.array([1.0, 2]), np.array([1.0, 2], "f4")),
+    (torch.ones(2, 2).T, torch.ones(2, 2), torch.ones(4)), ({1, 2}, {2, 1}, {1, 3}), ({"a": 1, "b": 2}, {"b": 2, "a": 1}, {"a": 2, "b": 1}), ((1, 2), [1.0, 2.0], (2, 1)),
+    (np.array(["a", None], object), np.array(["a", None], object), np.array(["b", None], object)),
+], ids=["dataclass", "closure", "plain", "partial", "array", "tensor", "set", "mapping", "list", "objects"])
+def test_contents_are_taken_by_value(one, same, other):
+    assert fingerprint(one) == fingerprint(same) != fingerprint(other)
+
+
+SCRIPT = """
+import torch
+from dataclasses import dataclass
+from functools import cached_property
+from hirm.parameters import fingerprint
+
+FACTOR = {factor}
+
+def helper(x):
+    "{words}"
+    return FACTOR * x  {comment}
+
+class Friction:
+    step = {step}
+    def __init__(self):
+        self.noise, self.names = torch.ones(3), {{"a", "b", "c", "d"}}
+    def cost(self, trades, prices, paths):
+        return [helper(x) for x in trades]
+    @cached_property
+    def heavy(self): return 1
+    @property
+    def wide(self): return {wide}
+
+one = Friction()
+first = fingerprint(one)
+one.heavy
+assert fingerprint(one) == first
+print(first)
+"""
+
+
+def test_contents_are_the_same_in_every_process_and_follow_what_is_calculated():
+    plain = {"factor": 2.0, "words": "", "comment": "", "step": 1, "wide": 3}
+    changes = {}, {"words": "other words", "comment": "# a comment"}, {"factor": 3.0}, {"step": 2}, {"wide": 4}
+    program = f"for text in {[SCRIPT.format(**plain | change) for change in changes]!r}: exec(text, {{'__name__': '__main__'}})"
+    found = []
+    for seed in ("0", "7"):  # of the order of sets
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env={**os.environ, "PYTHONHASHSEED": seed}, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+        found.append(done.stdout.split())
+    assert found[0] == found[1] and found[0][0] == found[0][1] and len(set(found[0])) == 4
+
+
+def test_what_has_no_contents_is_refused():
+    with pytest.raises(TypeError, match="must have contents that can be told, got .* make it a dataclass"):
+        fingerprint(open(os.devnull))
+
+
+def test_functions_of_the_package_go_by_name():
+    assert fingerprint(METHODS["irm"].objective) == hashlib.sha256(repr(("name", "hirm.objectives.irm")).encode()).hexdigest()[:8]
+
+
+# Where random numbers are drawn.
+
+def test_random_numbers_are_drawn_on_the_cpu_whatever_the_device():
+    assert stream(0, "train:low:0").device.type == "cpu" and list(signature(stream).parameters) == ["seed", "purpose"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("environment", ["low", "crisis_jumps", "sabr_crisis", "gfc"])
+def test_a_gpu_meets_the_same_paths(environment):
+    here, there = (next(common_episodes(ENVIRONMENTS[environment], 2_000, "evaluation", device=device)) for device in ("cpu", "cuda"))
+    assert there.prices.device.type == "cuda"
+    torch.testing.assert_close(there.prices.cpu(), here.prices, rtol=1e-3, atol=1e-4)

@@ -7,14 +7,15 @@ import pytest
 import torch
 
 from hirm.environments import BLOCK, BLOCKS, ENVIRONMENTS, common_episodes
-from hirm.evaluation import (PROBES, Outcome, Probe, calendar_pnl, costlier, cvar_error, evaluate, judge, jumpier, max_drawdown, metrics, outcomes,
-                             pnl_by_spot, relative_turnover, tail_quantiles)
+from hirm.evaluation import (PROBES, Outcome, Probe, calendar_pnl, costlier, cvar_error, deepest_fall, diary, evaluate, judge, jumpier, max_drawdown, metrics, outcomes,
+                             pnl_by_spot, relative_turnover, resting_band, tail_quantiles)
 from hirm.features import features
 from hirm.frictions import Proportional
 from hirm.hedging import Episode, hedge, settle
 from hirm.history import Windows, load_series
 from hirm.markets import Jumps, Paths
 from hirm.policies import BandPolicy, Delta
+from hirm.runs import published
 from hirm.stats import interval
 from hirm.tables import crisis_table, digits
 
@@ -192,7 +193,14 @@ def test_turnover_is_divided_by_that_of_the_same_seed():
     frame = pd.DataFrame({"method": ["erm", "erm", "irm", "irm", "delta"], "seed": [0, 1, 0, 1, 2], "environment": "crisis", "probe": "none",
                           "turnover": [2.0, 4.0, 3.0, 3.0, 1.0]})
     assert relative_turnover(frame)["turnover_to_erm"].tolist()[:4] == [1.0, 1.0, 1.5, 0.75]
-    assert np.isnan(relative_turnover(frame)["turnover_to_erm"].iloc[4])
+    assert relative_turnover(frame)["turnover_to_erm"].iloc[4] == pytest.approx(1.0 / 3.0)  # a baseline has no seed: ERM's average
+    assert relative_turnover(frame.query("method != 'erm'"))["turnover_to_erm"].isna().all()
+
+
+def test_turnover_of_delta_in_phase_1_is_that_of_erm_over_all_seeds():
+    frame = published("book/results/phase1", "metrics").query("policy == 'band' and realized_vol and environment == 'crisis'").assign(probe="none")
+    ratio = relative_turnover(frame).query("method == 'delta'")["turnover_to_erm"]
+    assert len(ratio) == 1 and ratio.iloc[0] == pytest.approx(0.998, abs=5e-4)  # 1.04 beside ERM's first seed
 
 
 def test_tails_stop_where_fewer_than_ten_paths_lie_beyond():
@@ -240,3 +248,57 @@ def test_no_paths_are_refused(n_paths):
 
 def test_a_block_is_ten_thousand():
     assert BLOCKS == {"evaluation": 10_000} and BLOCK == 2**14  # results depend on it
+
+
+# ---- what a hedger does ----------------------------------------------------------------------------------------------------------
+
+def test_on_arrival_a_band_stops_at_its_edges():
+    policy = seeds(1)
+    with torch.no_grad():  # away from the initial near-zero head: a band of its own at every point
+        policy.head.mul_(20)
+    frame = resting_band({"delta": Delta(), "band": policy}, days=(45, 10), vols=(0.18, 0.55))
+    assert len(frame) == 2 * 2 * 2 * 3 and frame.groupby("method").size().eq(12).all()
+    delta = frame[frame["method"] == "delta"]
+    assert np.allclose(delta["lower"], delta["delta"], atol=1e-6) and np.allclose(delta["upper"], delta["delta"], atol=1e-6)
+    for row in frame[frame["method"] == "band"].itertuples():  # the edges themselves, at a point where the market has always been
+        spot = torch.full((1, 1, 61), row.moneyness)
+        iv = torch.full_like(spot, row.vol)
+        paths = Paths(spot=spot, variance=iv**2, iv=iv, past=torch.full((1, 1, 20), row.vol / 252**0.5), dt=1 / 252)
+        trade = Episode(paths, spot[..., None], spot[..., -1], spot[..., 0], Proportional(0.0), probe={"realized_vol": lambda values: torch.full_like(values, row.vol)})
+        lower, upper = (edge[0, 0, 60 - row.days, 0].item() for edge in policy.band(trade))
+        assert lower - 1e-6 <= row.lower <= row.upper <= upper + 1e-6 and row.upper - row.lower > 0.5 * (upper - lower)
+
+
+def test_the_jump_to_a_point_is_not_taken_for_volatility():
+    frame = resting_band({"leans on vol": LeansOnVol()}, vols=(0.18, 0.55))
+    assert np.allclose(frame["lower"], frame["vol"]) and np.allclose(frame["upper"], frame["vol"])
+
+
+def test_a_point_has_the_delta_of_its_formula():
+    frame = resting_band({"delta": Delta()}, moneyness=(1.05,), days=(10,), vols=(0.18,))
+    expected = CRISIS.call.delta(torch.tensor(1.05).double(), 10 / 252, 0.18).item()
+    assert frame["delta"].item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_diary_adds_up_to_the_judgement():
+    covid = ENVIRONMENTS["covid"]
+    start = deepest_fall(covid.market)
+    spot = covid.market.paths(dtype=torch.float64).spot[0]
+    assert start == pd.Timestamp("2020-02-19") and spot[covid.market.dates.get_loc(start)].min() == spot.min()
+    books = diary({"delta": Delta()}, covid, "2020-02-19")
+    record = load_series().set_index("date")["close"]
+    assert np.allclose(books["spot"], record[books["date"]] / record[start], atol=1e-6)
+    assert len(books) == 61 and books["position"].iloc[-1] == pytest.approx(0, abs=1e-6) and np.allclose(books["trade"].cumsum(), books["position"])
+    outcome, _ = outcomes({"delta": Delta()}, covid, 1, 0)["delta"]
+    assert books["pnl"].sum() == pytest.approx(outcome.pnl[0, covid.market.dates.get_loc(start)].item(), abs=1e-6)
+
+
+def test_what_cannot_be_shown_is_refused():
+    covid = ENVIRONMENTS["covid"]
+    with pytest.raises(ValueError, match="start must be a day on which a window of covid starts, got 2020-02-16; they start on trading days from 2020-02-18 to 2020-06-30"):
+        diary({"delta": Delta()}, covid, "2020-02-16")
+    for show in (lambda policies: diary(policies, covid, "2020-02-19"), resting_band):
+        with pytest.raises(ValueError, match="'erm' must be a policy of one member, got 2; put them together with Ensemble or Blend"):
+            show({"erm": seeds(2)})
+    with pytest.raises(ValueError, match="days to expiry must lie in 1…59, .* got \\(60,\\)"):
+        resting_band({"delta": Delta()}, days=(60,))

@@ -11,7 +11,7 @@ import torch
 from conftest import HANGS
 from hirm.history import (
     BANDS, CRISES, EWMA, VarianceRule, Windows, calendar, calendar_windows, effective_number, load_series, train_end, training_windows,
-    trailing_vol, variance_rule,
+    trailing_vol, variance_rule, worst_stretches,
 )
 
 SP500 = load_series("sp500")
@@ -646,3 +646,72 @@ def test_no_direction_can_be_earned_in_training_and_crises_stay_as_they_happened
         assert uncentered[..., -1].mean() > 1.01
     for windows in calendar_windows("sp500").values():
         assert not windows.centered
+
+
+# ---- the worst stretches of a series ---------------------------------------------------------------------------------------------
+
+def stormy(storms, n_rows=4600, start="1985-01-02", calm=0.10, wild=0.60):
+    "An invented series in which 20 days up to each of some rows are wild, the earlier the wilder."
+    frame, vol = invented(n_rows, start), np.full(n_rows, calm)
+    for place, row in enumerate(storms):
+        vol[row - 19:row + 1] = wild - 0.05 * place
+    signs = np.random.default_rng(1).choice([-1.0, 1.0], n_rows)
+    return frame.assign(close=100 * np.exp(np.cumsum(signs * vol / 252**0.5)))
+
+
+def test_a_worst_stretch_holds_every_window_through_the_wildest_days(tmp_path):
+    frame = stormy([3000, 1500])
+    path, date = csv(tmp_path, frame), pd.to_datetime(frame["date"])
+    found = worst_stretches(path, 2)
+    assert list(found) == [f"worst_{date[3000]:%Y_%m}", f"worst_{date[1500]:%Y_%m}"]
+    for row, days in zip((3000, 1500), found.values()):
+        assert days == (str(date[row - 60].date()), str(date[row - 20].date()))
+        windows = Windows(path, start=days[0], end=days[1])
+        storm = set(date[row - 19:row + 1])
+        assert len(windows.dates) == 41 and all(storm <= set(date[date.between(span.start, span.last)]) for span in windows.spans.itertuples())
+
+
+def test_worst_stretches_share_no_close_with_any_other_test(tmp_path):
+    storms = [3000, 3110, 3121]  # 110 rows are too near, 121 are just enough
+    frame = stormy(storms)
+    path, date = csv(tmp_path, frame), list(pd.to_datetime(frame["date"]))
+    found = worst_stretches(path, 2)
+    assert [days[0] for days in found.values()] == [str(date[row - 60].date()) for row in (3000, 3121)]
+    first, second = (known_days(date, Windows(path, start=start, end=end)) for start, end in found.values())
+    assert not first & second
+    apart = worst_stretches(path, 1, (found[f"worst_{date[3000]:%Y_%m}"],))
+    assert list(apart) == [f"worst_{date[3121]:%Y_%m}"]
+
+
+def test_a_series_without_the_calendars_crises_is_judged_on_its_own_worst(tmp_path):
+    frame = stormy([3000, 1500, 2200, 3900, 900])
+    path, date = csv(tmp_path, frame), list(pd.to_datetime(frame["date"]))
+    ranges = calendar(path)
+    assert [name[:5] for name in ranges] == ["worst"] * 4 + ["holdo"]
+    judged = set.union(*(known_days(date, windows) for windows in calendar_windows(path).values()))
+    for windows in training_windows(path).values():
+        assert not known_days(date, windows) & judged
+    assert variance_rule(path) != EWMA  # three years are left for the fit
+
+
+@pytest.mark.parametrize("n_rows, start, worst, crises", [(8000, "1992-01-02", 0, 4), (1400, "2000-01-03", 0, 0), (1600, "2000-01-03", 1, 0), (3100, "1999-01-04", 2, 1)])
+def test_a_test_costs_three_years(tmp_path, n_rows, start, worst, crises):
+    ranges = calendar(csv(tmp_path, stormy([900], n_rows, start)))
+    assert [sum(name.startswith("worst_") for name in ranges), sum(name in CRISES for name in ranges)] == [worst, crises]
+    assert ("holdout" in ranges) == (crises < 4)
+
+
+def test_a_storm_at_the_end_needs_twenty_windows_that_live_through_it(tmp_path):
+    for row, found in ((1580, True), (1581, False)):
+        path = csv(tmp_path, stormy([row], n_rows=1600), f"{row}.csv")
+        (days,) = worst_stretches(path, 1).values()
+        frame = load_series(path)
+        assert (days[0] == str(frame["date"][row - 60].date())) == found
+        assert not found or len(Windows(path, start=days[0], end=days[1]).dates) == 20
+
+
+def test_too_short_for_a_worst_stretch_is_refused(tmp_path):
+    path = csv(tmp_path, invented(800))
+    with pytest.raises(ValueError, match="1 worst stretches need about 1500 rows, got 800, with room for 0; give a longer series or ask for fewer"):
+        worst_stretches(path, 1)
+    assert worst_stretches(path, 0) == {}

@@ -1,8 +1,10 @@
 "Markets against closed forms. HIRM_PATHS=1000000 asks for more paths than the default, which suits every push."
 import functools
+import json
 import math
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import QuantLib as ql
 import torch
 from scipy.stats import norm
 
-from hirm.markets import BLOCK, GBM, SABR, Heston, Jumps, Momentum, Paths, concat, normals, stack
+from hirm.markets import BLOCK, GBM, SABR, Heston, Jumps, Market, Momentum, Paths, concat, normals, stack
 
 N_PATHS = int(os.environ.get("HIRM_PATHS", 200_000))
 DAY = 1 / 252
@@ -166,6 +168,55 @@ def test_price_is_a_martingale(name):
 def test_heston_is_a_martingale_at_long_steps(market):
     "The correction holds on the grid, not only in the limit: half-yearly steps, where the plain drift is off by many standard errors."
     assert abs(standard_errors(last_spot(market, N_PATHS, 4, 0.5, dtype=torch.float64), 1)) < 3
+
+
+def page_cell(text):
+    "What the page's cell that holds `text` defines."
+    page = json.loads((Path(__file__).parents[1] / "nbs" / "01_markets.ipynb").read_text())
+    (source,) = [source for source in map("".join, (cell["source"] for cell in page["cells"])) if text in source]
+    names = {"math": math, "torch": torch}
+    exec(source, names)
+    return names
+
+
+@pytest.mark.parametrize("market, dt", [
+    (LOW, DAY), (MEDIUM, DAY), (CRISIS, DAY), (BROKEN, DAY), (ROUGH, DAY), (replace(ROUGH, rho=0.9), DAY), (Heston(0.5, 2, 0.04, 0.8, -0.5), DAY),
+    (Heston(0.0, 3, 0.04, 0.5, 0.5), 1 / 52), (Heston(0.04, 3, 0.04, 1e-3, -0.7), DAY), (ROUGH, 0.5), (Heston(10, 40, 10, 21, 0.99), 1.0),
+])
+def test_fast_heston_is_andersens_scheme_path_by_path(market, dt):
+    "Both branches, the atom at zero, and the plain drift where the correction does not exist: only rounding lies between the page's plain version and ours."
+    fast = market.simulate(1024, 60, dt, seeded(0), n_past=0, dtype=torch.float64)
+    variance, log_spot = page_cell("def andersen(")["andersen"](market, dt, *normals((2, 60, 1024), seeded(0), torch.float64)[0])
+    torch.testing.assert_close(fast.variance[0], variance, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(fast.spot[0].log(), log_spot, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
+@pytest.mark.parametrize("kappa", (3, 1e-3, 1e-12))
+def test_variance_may_stand_nearly_still(dtype, kappa):
+    """With xi going to zero Heston goes to Black-Scholes: the same draws lead to the same prices, and no digit of the mean is lost on the way."""
+    prices = lambda xi: Heston(0.04, kappa, 0.04, xi, -0.7).simulate(5000, 60, DAY, seeded(0), dtype=dtype).spot[0].double()
+    still = prices(1e-300)
+    assert abs(standard_errors(still[:, -1], 1)) < 3
+    assert still.log().diff().std().item() / DAY**0.5 == pytest.approx(0.2, rel=0.01)
+    for xi in (1e-2, 1e-4, 1e-6, 1e-8, 1e-12):
+        apart = (prices(xi) - still)[:, -1]
+        assert abs(apart.mean()) < 0.01 * xi + 1e-6 and apart.std() < 0.2 * xi + 1e-6, xi
+
+
+@pytest.mark.parametrize("nu", (1e-6, 1e-20, 1e-50, 0.0))
+def test_vol_may_stand_nearly_still(nu):
+    returns = SABR(0.2, 1, nu, -0.7).simulate(5000, 60, DAY, seeded(0)).spot[0].log().diff()
+    assert returns.std().item() / DAY**0.5 == pytest.approx(0.2, rel=0.01)
+
+
+def test_a_market_of_your_own_is_asked_for_its_two_formulas():
+    class Still(Market):
+        def expected_variance(self, variance, tau): return variance
+    with pytest.raises(NotImplementedError, match="Still has no log_returns; GBM shows"):
+        Still().simulate(8, 3, DAY, seeded(0))
+    with pytest.raises(NotImplementedError, match="Market has no expected_variance"):
+        Market().expected_variance(torch.ones(1), 1.0)
 
 
 def test_correction_falls_back_where_its_expectation_does_not_exist():

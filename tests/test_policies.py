@@ -220,6 +220,57 @@ def test_a_single_instrument_policy_leaves_no_dropout_behind():
     assert torch.equal(policy(episode()), ALL["band"](episode()))
 
 
+def together(*positions, scale=None):
+    "An ensemble, or a blend, of members that always hold the same."
+    def held(e):
+        return torch.tensor(positions).double().reshape(-1, 1, 1, 1).expand(len(positions), *e.prices[0, :, 1:].shape)
+    ensemble = policies.Ensemble(held)
+    return ensemble if scale is None else policies.Blend(ensemble, scale=scale)
+
+
+@pytest.mark.parametrize("kind", POLICIES)
+def test_an_ensemble_holds_the_mean_of_its_members(kind):
+    policy, e = learned(kind, 3), episode("crisis", 8)
+    held = policies.Ensemble(policy)(e)
+    assert held.shape == (1, 8, 60, 1) and torch.allclose(held[0], policy(e).mean(0), atol=1e-14)
+    assert torch.allclose(policies.Ensemble(learned(kind, 1))(e), learned(kind, 1)(e), atol=1e-14)
+
+
+def test_a_blend_goes_to_its_anchor_where_members_disagree():
+    e = episode()
+    delta = Delta()(e)
+    assert torch.allclose(together(0.3, 0.3, 0.3, scale=0.02)(e), torch.full_like(delta, 0.3))  # no disagreement: the ensemble
+    assert torch.allclose(together(0.5, 0.54, scale=0.04 / 2**0.5)(e), (0.52 + delta) / 2, atol=1e-12)  # as much as the scale: half-way
+    assert torch.allclose(together(-5.0, 5.0, scale=0.02)(e), delta, atol=1e-4)
+    own = policies.Blend(together(-5.0, 5.0), anchor=NoHedge())
+    assert own.scale == 0.02 and own(e).abs().max() < 1e-4
+
+
+def test_a_blend_needs_members_that_can_disagree():
+    with pytest.raises(ValueError, match="two members or more.* got 1; train several seeds"):
+        policies.Blend(policies.Ensemble(learned("band", 1)))(episode())
+    for scale in (0, -0.1, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="scale must be positive and finite"):
+            policies.Blend(together(0.1, 0.2), scale=scale)
+
+
+@pytest.mark.parametrize("scale", [None, 0.02])
+def test_members_of_an_ensemble_meet_the_same_paths(scale):
+    with pytest.raises(ValueError, match="must meet the same paths, got 2 sets"):
+        together(0.1, 0.2, scale=scale)(episode(members=2))
+
+
+def test_a_cached_policy_is_asked_once_per_episode():
+    asked = []
+    def counted(e):
+        asked.append(e)
+        return Delta()(e)
+    policy, one, other = policies.Cached(counted), episode("low"), episode("crisis")
+    for e in (one, one, other, one):
+        assert torch.equal(policy(e), Delta()(e))
+    assert asked == [one, other, one]
+
+
 @pytest.mark.parametrize("kind", POLICIES)
 @pytest.mark.parametrize("own, given", [(1, ("spot", "variance_swap")), (2, ("spot",))])
 def test_a_policy_trades_as_many_instruments_as_it_was_built_for(kind, own, given):

@@ -30,6 +30,12 @@ def test_a_rule_that_runs_an_experiment_says_what_it_needs():
     for rule in papermill: assert re.search(r"threads: \d+\s+resources: mem_mb=\d+, runtime=\d+", rule) and "log:" in rule, rule
 
 
+def test_what_comes_from_outside_reaches_the_shell_quoted():
+    shells = re.findall(r"^    shell: (.+?)(?=^\S|^$|\Z)", (ROOT / "Snakefile").read_text(), flags=re.M | re.S)
+    placeholders = [found for shell in shells for found in re.findall(r"\{([\w.\[\]]+)(:q)?\}", shell)]
+    assert len(placeholders) > 10 and all(quoted for _, quoted in placeholders), placeholders
+
+
 @pytest.mark.parametrize("last, end", [("true", "success"), ("exit 3", "failed"), ("exec sleep 3600", "killed")])
 def test_a_submitted_job_is_followed_to_its_end(tmp_path, last, end):
     (tmp_path / "job.sh").write_text(f"echo made\necho $$ > own\n{last}\n")

@@ -148,7 +148,8 @@ def test_folder_is_complete_and_done_comes_last(tmp_path, monkeypatch):
 
 def test_config_is_a_papermill_parameters_file(tmp_path):
     run = Run.of(tmp_path, CONFIG).start(CONFIG)
-    assert run.config == {k: list(v) if isinstance(v, tuple) else v for k, v in CONFIG.items() if k not in rooms.LOCAL}
+    resolved = {k: list(v) if isinstance(v, tuple) else v for k, v in CONFIG.items() if k not in rooms.LOCAL}
+    assert run.config == resolved | {"n_seeds": 1}  # this run alone
     assert isinstance(yaml.safe_load((run.folder / "config.yaml").read_text())["tiny"], float)
     assert Run.of(tmp_path, run.config).folder == run.folder
 
@@ -228,6 +229,23 @@ def test_collect_names_all_that_is_missing(tmp_path):
     with pytest.raises(ValueError, match="hash8"): collect(tmp_path, ["irm"], [0])
     assert collect(tmp_path, ["irm"], [0], config_hash(CONFIG))["hash8"].tolist() == [config_hash(CONFIG)]
     assert json.loads((Record(run_folder(tmp_path, "erm", 0, config_hash(CONFIG))).folder / "final_metrics.json").read_text())
+
+
+def test_results_name_every_machine_that_made_them(tmp_path):
+    made = []
+    for seed, platform in ((0, "Linux x86_64"), (1, "Darwin arm64"), (2, "Darwin arm64")):
+        run = Run.of(tmp_path / "runs", {**CONFIG, "seed": seed}).start({**CONFIG, "seed": seed})
+        run.annotate(platform=platform)
+        if seed == 2:  # killed, and continued on another machine
+            run.start({**CONFIG, "seed": seed}, device="cuda")
+            run.annotate(platform="Linux aarch64")
+        run.resume()
+        run.finish({})
+        made.append(run)
+    origin = json.loads((rooms.publish(tmp_path / "book", {"toy": pd.DataFrame({"x": [1]})}, made, "make") / "provenance.json").read_text())
+    found = {(machine["platform"], machine["device"]): machine["runs"] for machine in origin["machines"]}
+    assert found == {("Linux x86_64", "cpu"): 1, ("Darwin arm64", "cpu"): 2, ("Linux aarch64", "cuda"): 1}
+    assert origin["machine"]["platform"] == "Darwin arm64"  # where most of them were made
 
 
 def test_results_are_published_whole_and_an_edited_file_is_refused(tmp_path):

@@ -1,7 +1,8 @@
 """What a page prints: numbers that a reader can read, and sentences that fit how many names there are."""
+import pandas as pd
 import pytest
 
-from hirm.tables import bracketed, digits, listed, p_value
+from hirm.tables import answer, beaten, bracketed, digits, in_words, listed, p_value, ratio_table
 
 
 @pytest.mark.parametrize("value, text", [(-0.0, "0.00"), (-1e-300, ">-0.0001"), (1e-6, "<0.0001"), (-1e-6, ">-0.0001"), (0.000123, "0.000123"), (-0.00012, "-0.000120")])
@@ -22,3 +23,61 @@ def test_an_interval_stands_beside_its_estimate():
                                          (["irm", "hirm", "vrex"], "irm, hirm and vrex won, 3 of them.")])
 def test_a_sentence_has_a_form_for_none_one_and_many(names, text):
     assert listed(names, "Nobody won.", "{names} alone won.", "{names} won, {n} of them.") == text
+
+
+# ---- against delta ---------------------------------------------------------------------------------------------------------------
+
+def judged(**losses):
+    "Metrics of some methods in three environments, one row per seed."
+    rows = [dict(method=method, seed=seed, environment=name, cvar95=loss) for method, by_seed in losses.items() for seed, each in enumerate(by_seed)
+            for name, loss in zip(("crisis", "gfc", "covid"), each)]
+    return pd.DataFrame(rows)
+
+
+FRAME = judged(delta=[(0.04, 0.08, 0.05)], no_hedge=[(0.4, 0.8, 0.5)], irm=[(0.03, 0.08, 0.06), (0.05, 0.08, 0.07)], blend=[(0.03, 0.072, 0.02)])
+
+
+def test_ratios_to_delta_with_their_range():
+    table = ratio_table(FRAME)
+    assert list(table.index) == ["crisis", "gfc", "covid"] and list(table) == ["irm", "blend"]
+    assert list(table["irm"]) == ["1.00 (0.750–1.25)", "1.00 (1.00–1.00)", "1.30 (1.20–1.40)"] and list(table["blend"]) == ["0.750", "0.900", "0.400"]
+    gain = FRAME.assign(cvar95=FRAME["cvar95"].where(FRAME["environment"] != "gfc", -0.01))
+    assert list(ratio_table(gain).loc["gfc"]) == ["–", "–"]  # no ratio to a tail that is no loss
+    with pytest.raises(ValueError, match="no rows of the reference 'whalley_wilmott'; got blend, delta, irm, no_hedge"):
+        ratio_table(FRAME, "whalley_wilmott")
+
+
+@pytest.mark.parametrize("losses, says", [
+    ((0.03, 0.06, 0.04), "In all three crises this hedger loses less than delta in its worst 5 % of cases: 25 % less in crisis, 25 % less in gfc and 20 % less in covid."),
+    ((0.03, 0.06, 0.06), "In two of three crises this hedger loses less than delta in its worst 5 % of cases: 25 % less in crisis and 25 % less in gfc; 20 % more in covid."),
+    ((0.05, 0.06, 0.05), "In one of three crises this hedger loses less than delta in its worst 5 % of cases: 25 % less in gfc; 25 % more in crisis; as much in covid."),
+    ((0.05, 0.088, 0.05001), "In none of the three crises does this hedger lose less than delta in its worst 5 % of cases: 25 % more in crisis and 10 % more in gfc; as much in covid."),
+])
+def test_the_answer_has_a_form_for_none_one_many_and_all(losses, says):
+    frame = judged(delta=[(0.04, 0.08, 0.05)], mine=[losses])
+    assert answer(beaten(frame, "mine", ["crisis", "gfc", "covid"])) == says
+
+
+def test_the_answer_for_a_single_crisis_and_for_a_tail_that_is_no_loss():
+    frame = judged(delta=[(0.04, -0.02, 0.05)], mine=[(0.03, -0.01, 0.05)])
+    assert answer(beaten(frame, "mine", ["crisis"])) == "In the one crisis this hedger loses less than delta in its worst 5 % of cases: 25 % less in crisis."
+    assert answer(beaten(frame, "mine", ["covid"])).startswith("In the one crisis this hedger does not lose less than delta")
+    assert beaten(frame, "mine", ["gfc"]).to_dict() == {"gfc": pytest.approx(0.5)}  # delta gains 2 % even there, and it half as much
+
+
+@pytest.mark.parametrize("wrong, says", [
+    (dict(environments=["crisis", "1929"]), "the frame lacks 1929; it holds crisis, gfc, covid and delta, mine"), (dict(hedger="erm"), "the frame lacks erm"),
+])
+def test_what_was_not_judged_is_named(wrong, says):
+    with pytest.raises(ValueError, match=says):
+        beaten(judged(delta=[(0.04, 0.08, 0.05)], mine=[(0.03, 0.06, 0.04)]), **dict(hedger="mine", environments=["crisis"]) | wrong)
+
+
+def test_no_sentence_without_numbers():
+    for change in (pd.Series(dtype=float), pd.Series({"crisis": float("nan")})):
+        with pytest.raises(ValueError, match="one finite change per crisis"):
+            answer(change)
+
+
+def test_numbers_in_words():
+    assert [in_words(n) for n in (0, 1, 12, 13)] == ["no", "one", "twelve", "13"]
