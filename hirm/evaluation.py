@@ -6,7 +6,7 @@
 __all__ = ['BASELINES', 'PROBES', 'LEVELS', 'BLEND_SCALES', 'STARTING', 'max_drawdown', 'Outcome', 'cvar_error', 'metrics',
            'baselines', 'costlier', 'jumpier', 'masked', 'scrambled', 'doubled', 'Probe', 'Judgement', 'tail_quantiles',
            'pnl_by_spot', 'calendar_pnl', 'pieces', 'outcomes', 'describe', 'judge', 'relative_turnover', 'evaluate',
-           'Choice', 'choose_hedger', 'expected_seconds', 'crises', 'what_next', 'announce', 'resting_band',
+           'Choice', 'choose_hedger', 'expected_seconds', 'how_long', 'crises', 'what_next', 'announce', 'resting_band',
            'deepest_fall', 'scene', 'diary', 'conclude']
 
 # %% ../nbs/18_evaluation.ipynb #1dd69c78
@@ -34,6 +34,7 @@ from .policies import Blend, Cached, Delta, DeltaVega, Ensemble, NoHedge, Whalle
 from .pricing import EuropeanCall
 from .risk import cvar
 from .runs import atomic_write, published
+from .tables import in_time, in_words
 from .training import progress
 
 # %% ../nbs/18_evaluation.ipynb #be3c9c90
@@ -323,7 +324,7 @@ def evaluate(
     return judge(policies, environments, n_paths, seed, **options).metrics
 
 # %% ../nbs/18_evaluation.ipynb #f7421a4f
-BLEND_SCALES = (0.0025, 0.005, 0.01, 0.02, 0.04, 0.08)  # among which a blend's scale is chosen, in shares
+BLEND_SCALES = (0.00125, 0.0025, 0.005, 0.01, 0.02, 0.04)  # among which a blend's scale is chosen, in shares
 
 
 @dataclass(frozen=True)
@@ -391,6 +392,13 @@ def expected_seconds(config: Config) -> float:
     judged = (members + 4) * len(simulated) * config.n_evaluation  # three baselines, and the hedger that is delivered
     hedging = own * (checked + judged) / (13 * 8 * 100_000)  # hedgers, environments and paths of the benchmark
     return STARTING + hedging + config.updates * _update_seconds(config) * own / band
+
+
+def how_long(config: Config) -> str:
+    """Say about how long a training and its judgement take."""
+    members = len(config.members())
+    who = "one member and judging it" if members == 1 else f"{in_words(members)} members and judging them"
+    return f"Training {who} takes about {in_time(expected_seconds(config))} of one processor core."
 
 
 def crises(config: Config) -> list[str]:

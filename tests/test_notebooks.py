@@ -22,6 +22,12 @@ def texts(cell):
     return re.sub(r"<Figure size .*?>| at 0x[0-9a-f]+", "", "\n".join(parts))
 
 
+def letters(cell):
+    "The words and numbers in the figures that a cell shows."
+    drawings = ["".join(output["data"]["image/svg+xml"]) for output in cell.get("outputs", []) if "image/svg+xml" in output.get("data", {})]
+    return "\n".join(["figure"] * len(drawings) + [text.replace("−", "-") for drawing in drawings for text in re.findall(r"<text[^>]*>([^<]*)<", drawing)])
+
+
 def same(shown, made, rtol=2e-2, atol=1e-5):
     "Whether two texts agree: words exactly, numbers up to what another machine's rounding may do."
     words = [re.sub(r"[\s-]+", " ", NUMBER.sub("#", text)).strip() for text in (shown, made)]
@@ -51,8 +57,7 @@ def test_stored_outputs_are_what_the_code_makes(path, executed):
     for shown, made in zip(nbformat.read(path, 4).cells, fresh.cells, strict=True):
         if shown.cell_type != "code": continue
         assert same(texts(shown), texts(made)), f"{shown.source}\n--- shown\n{texts(shown)}\n--- made\n{texts(made)}"
-        pictures = [["image/png" in output.get("data", {}) for output in cell.outputs].count(True) for cell in (shown, made)]
-        assert pictures[0] == pictures[1], f"{shown.source}\nshows {pictures[0]} pictures and makes {pictures[1]}"
+        assert same(letters(shown), letters(made)), f"the figure of\n{shown.source}\n--- shows\n{letters(shown)}\n--- made\n{letters(made)}"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -62,8 +67,29 @@ def test_stored_outputs_are_fit_to_print(path):
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             assert output.output_type != "error" and output.get("name") != "stderr", cell.source
+            assert "image/png" not in output.get("data", {}), f"call `hirm.plots.set_style` before\n{cell.source}"
+            assert "<dc:date>" not in "".join(output.get("data", {}).get("image/svg+xml", "")), cell.source
             found = MACHINE.search(json.dumps(output.get("text") or {kind: data for kind, data in output.get("data", {}).items() if kind.startswith("text/")}))
             assert not found, f"{found[0]} in the output of\n{cell.source}"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_figure_stands_alone_in_its_cell_with_a_text_for_the_blind_and_a_caption(path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "book" / "_ext")
+    from figures import caption, pictures
+    cells = nbformat.read(path, 4).cells
+    for cell, after in zip(cells, [*cells[1:], nbformat.v4.new_markdown_cell()]):
+        drawn = pictures(cell)
+        if not drawn: continue
+        assert len(drawn) == 1, f"{len(drawn)} figures in one cell:\n{cell.source}"
+        assert re.search(r"^#\| fig-alt: [A-Z].{20,200}\.$", cell.source, re.M), f"no `#| fig-alt: One sentence.` in\n{cell.source}"
+        assert caption(after)[0], f"no caption, `*One or more sentences.*`, in the cell after\n{cell.source}"
+
+
+@pytest.mark.parametrize("path", [path for path in NOTEBOOKS if path.parent.name == "book"], ids=lambda path: path.stem)
+def test_a_results_page_hides_its_code(path):
+    for cell in nbformat.read(path, 4).cells:
+        assert cell.cell_type != "code" or {"remove-cell", "remove-input", "hide-input"} & set(cell.metadata.get("tags", [])), cell.source
 
 
 @pytest.mark.parametrize("path", [path for path in NOTEBOOKS if path.name[0].isdigit()], ids=lambda path: path.stem)

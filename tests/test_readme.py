@@ -11,6 +11,13 @@ def readme(monkeypatch):
     return readme(ROOT)
 
 
+def contrast(one, other):
+    "Of two colours, by WCAG 2."
+    linear = lambda c: c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
+    low, high = sorted(sum(w * linear(int(name[i:i + 2], 16) / 255) for w, i in ((0.2126, 1), (0.7152, 3), (0.0722, 5))) for name in (one, other))
+    return (high + 0.05) / (low + 0.05)
+
+
 def commands():
     "The lines that set up a fresh machine."
     return re.findall(r"^python3 -m venv .*$", (ROOT / "README.md").read_text(), re.M)
@@ -19,8 +26,17 @@ def commands():
 def test_readme_is_made_from_the_first_page(monkeypatch):
     text, figures = readme(monkeypatch)
     assert (ROOT / "README.md").read_text() == text, "run: python book/_ext/readme.py"
-    assert [path.read_bytes() for path in sorted((ROOT / "book" / "figures").glob("index-*.png"))] == figures
+    assert {path.name: path.read_text() for path in (ROOT / "book" / "figures").iterdir()} == figures
     assert figures and "#|" not in text
+
+
+def test_figures_of_the_readme_are_in_the_ink_of_its_mode(monkeypatch):
+    text, figures = readme(monkeypatch)
+    for mode, ground in {"light": "#ffffff", "dark": "#0d1117"}.items():
+        drawings = [drawing for name, drawing in figures.items() if name.endswith(f"-{mode}.svg")]
+        inks = {ink for drawing in drawings for ink in re.findall(r"<text[^>]*fill: (#\w+)", drawing)}
+        assert len(drawings) == text.count("<picture>") and min(contrast(ink, ground) for ink in inks) > 4.5
+    for alt, file in re.findall(r'<img alt="([^"]*)" src="([^"]*)"', text): assert alt.endswith(".") and (ROOT / file).exists()
 
 
 def test_links_of_the_readme_lead_somewhere():
