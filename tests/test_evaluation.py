@@ -11,7 +11,7 @@ import torch
 from hirm.batches import policy_loss
 from hirm.config import Config
 from hirm.environments import BLOCK, BLOCKS, ENVIRONMENTS, common_episodes
-from hirm.evaluation import (PROBES, Outcome, Probe, _long, announce, calendar_pnl, choose_hedger, costlier, crises, cvar_error, deepest_fall, diary, evaluate,
+from hirm.evaluation import (PROBES, Outcome, Probe, _long, announce, calendar_pnl, choose_hedger, costlier, crises, deepest_fall, diary, evaluate,
                              expected_seconds, how_long, judge, jumpier, max_drawdown, metrics, outcomes, pnl_by_spot, relative_turnover, resting_band,
                              scene, tail_quantiles, what_next)
 from hirm.features import features
@@ -20,7 +20,7 @@ from hirm.hedging import Episode, hedge, settle
 from hirm.history import Windows, load_series
 from hirm.markets import Jumps, Paths
 from hirm.policies import BandPolicy, Blend, Delta, Ensemble
-from hirm.risk import cvar
+from hirm.risk import cvar, cvar_error
 from hirm.runs import published
 from hirm.stats import interval
 from hirm.tables import crisis_table, digits
