@@ -155,6 +155,7 @@ def project(tmp_path_factory):
     "A copy of the project, of the smallest sizes."
     to = tmp_path_factory.mktemp("campaign")
     for name in ("nbs", "hirm", "profiles"): shutil.copytree(ROOT / name, to / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+    shutil.copytree(ROOT / "book" / "results", to / "book" / "results")
     for name in ("settings.ini", "Snakefile"): shutil.copy(ROOT / name, to)
     return to
 
