@@ -106,17 +106,18 @@ class Look:
 
     def __init__(self, page):
         page.evaluate("window.MathJax?.startup?.promise.then(() => new Promise(requestAnimationFrame))")
-        page.add_script_tag(content=AXE)
         page.add_script_tag(path=ROOT / "tests" / "look.js")
         self.text = page.locator("article").inner_text()
         self.contents = page.evaluate("look.contents()")
         self.figures = page.evaluate("look.figures()")
         self.tall = page.evaluate("look.tall()")
-        self.faults = page.evaluate("look.faults()")
         self.pale = {mode: page.evaluate("mode => look.pale(mode)", mode) for mode in ("light", "dark")}
         page.set_viewport_size(PHONE)
         page.evaluate("new Promise(done => requestAnimationFrame(() => setTimeout(done)))")
         self.phone = page.evaluate("look.narrow()")
+        page.set_viewport_size(DESK)
+        page.add_script_tag(content=AXE)
+        self.faults = page.evaluate("look.faults()")
         self.bad = page.bad
 
 
