@@ -6,7 +6,7 @@
 __all__ = ['policy_loss', 'risk_unit', 'random_labels', 'exchange', 'batches']
 
 # %% ../nbs/16_batches.ipynb #ba7c0004
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 import torch
@@ -21,7 +21,7 @@ from .risk import cvar
 # %% ../nbs/16_batches.ipynb #b2eda559
 @torch.no_grad()
 def policy_loss(
-    policy,  # learned or not
+    policy: Callable,  # episode -> positions, learned or not
     episodes: Iterable[Episode],  # common paths
     chunk: int = CHUNK,  # paths hedged at a time on a CPU; a GPU takes an episode whole
 ) -> Tensor:  # (M, n_paths), in units of S_0
@@ -30,7 +30,8 @@ def policy_loss(
     for episode in episodes:
         on_cpu = episode.payoff.device.type == "cpu"
         size = chunk if on_cpu else episode.paths.n_paths
-        losses += [hedge(policy, part).loss for part in episode.chunks(size)]
+        for part in episode.chunks(size):
+            losses.append(hedge(policy, part).loss)
     return torch.cat(losses, -1)
 
 # %% ../nbs/16_batches.ipynb #ba7c0010
@@ -41,10 +42,13 @@ def risk_unit(
     "What the environment's losses are divided by."
     if config.risk_unit == "spot":
         return 1.0
-    episodes = common_episodes(environment, min(config.n_validation, 2**16), "unit", device=config.device)
+    n_paths = min(config.n_validation, 2**16)
+    episodes = common_episodes(environment, n_paths, "unit", device=config.device)
     if config.risk_unit == "premium":
-        return torch.cat([e.premium.expand_as(e.payoff) for e in episodes], -1).mean().item()
-    return cvar(policy_loss(Delta(), episodes), config.alpha).item()
+        paid = [episode.premium.expand_as(episode.payoff) for episode in episodes]
+        return torch.cat(paid, -1).mean().item()
+    losses = policy_loss(Delta(), episodes)
+    return cvar(losses, config.alpha).item()
 
 # %% ../nbs/16_batches.ipynb #885de1c9
 def random_labels(
@@ -53,28 +57,32 @@ def random_labels(
 ) -> Tensor:  # (M, E, n_paths): whose path each group holds, a permutation of the environments at every place
     "Labels that say nothing: all environments become the same mixture of the true ones."
     n_environments, n_halves, half = episode.payoff.shape[1:]
-    drawn = [torch.rand((n_environments, n_halves * half), generator=g, device=g.device) for g in generators]
+    shape = n_environments, n_halves * half
+    drawn = [torch.rand(shape, generator=one, device=one.device) for one in generators]
     return torch.stack(drawn).argsort(1).to(episode.payoff.device)
 
 # %% ../nbs/16_batches.ipynb #exchange
 def exchange(
     episode: Episode,  # (M, E, 2, n_paths/2, …), true environments on axis 1
     labels: Tensor,  # (M, E, n_paths), from `random_labels`
-) -> Episode:  # the same paths in other groups; `origin` says whence each came, whose costs it pays and whose unit it is measured in
+) -> Episode:  # the same paths in other groups; `origin` says whose costs each pays and whose unit it has
     "Move every path into the group that its label says, before anyone hedges it."
     n_environments, n_halves, half = episode.payoff.shape[1:]
     origin = labels.unflatten(-1, (n_halves, half))
-    place = origin * half + torch.arange(half, device=labels.device)  # in a row that holds the paths of all environments
-    place = place.movedim(1, -2).flatten(-2)[..., None, :]  # (M, 2, 1, E·n_paths/2)
+    place = origin * half + torch.arange(half, device=labels.device)  # in a row of all environments' paths
+    place = place.movedim(1, -2).flatten(-2)  # (M, 2, E·n_paths/2)
 
     def move(x):  # (M, E, 2, n_paths/2, n), paths innermost in memory
         row = x.mT.movedim(1, -2).flatten(-2)  # (M, 2, n, E·n_paths/2)
-        moved = row.gather(-1, place.expand_as(row))
-        return moved.unflatten(-1, (n_environments, half)).movedim(-2, 1).mT
+        row = row.gather(-1, place[..., None, :].expand_as(row))
+        groups = row.unflatten(-1, (n_environments, half))
+        return groups.movedim(-2, 1).mT
 
-    payoff, paid = move(torch.stack([episode.payoff, episode.premium.expand_as(episode.payoff)], -1)).unbind(-1)
-    prices = join_instruments([move(one) for one in episode.prices.unbind(-1)])
-    return replace(episode, paths=map_paths(move, episode.paths), prices=prices, payoff=payoff, premium=paid, origin=origin)
+    premium = episode.premium.expand_as(episode.payoff)
+    payoff, premium = move(torch.stack([episode.payoff, premium], -1)).unbind(-1)
+    prices = [move(price) for price in episode.prices.unbind(-1)]
+    return replace(episode, paths=map_paths(move, episode.paths), prices=join_instruments(prices),
+                   payoff=payoff, premium=premium, origin=origin)
 
 # %% ../nbs/16_batches.ipynb #44499ee5
 def batches(
@@ -84,17 +92,25 @@ def batches(
     start: int = 0,  # updates already done
 ) -> Iterator[Episode]:
     "Yield the episode of each update, leading axes (M, E, 2): two independent halves of n_paths/2."
-    device, n_paths = config.device, config.n_paths
-    ahead, block = max(1, 2**14 // n_paths), None
+    n_paths = config.n_paths
+    ahead, block = max(1, 2**14 // n_paths), None  # updates to a block of paths
     for step in range(start, config.updates):
         if block != step // ahead:
-            block, drawn = step // ahead, []
-            for name, environment in environments.items():
-                generators = [stream(seed, f"train:{name}:{block}") for seed in seeds]
-                drawn.append(environment.episode(ahead * n_paths, generators, device=device))
+            block = step // ahead
+            drawn = _draw(environments, block, seeds, ahead * n_paths, config.device)
         first = (step % ahead) * n_paths
-        episode = stack_episodes([one.take(slice(first, first + n_paths)) for one in drawn], halves=2)
+        own = slice(first, first + n_paths)
+        episode = stack_episodes([one.take(own) for one in drawn], halves=2)
         if config.permute_labels:
-            labels = random_labels(episode, [stream(seed, f"labels:{step}") for seed in seeds])
-            episode = exchange(episode, labels)
+            generators = [stream(seed, f"labels:{step}") for seed in seeds]
+            episode = exchange(episode, random_labels(episode, generators))
         yield episode
+
+
+def _draw(environments, block, seeds, n_paths, device):
+    "An episode of each environment, (M, n_paths, …)."
+    episodes = []
+    for name, environment in environments.items():
+        generators = [stream(seed, f"train:{name}:{block}") for seed in seeds]
+        episodes.append(environment.episode(n_paths, generators, device=device))
+    return episodes

@@ -115,6 +115,9 @@ def fill_output(
         if Path(words[plain[1]]).resolve() != notebook.resolve(): return words
         sys.exit(f"papermill: expected an output other than the input, got {notebook} for both; leave it out and it goes to runs/notebooks/")
     output = output_path(notebook, given_parameters(options))
+    runs = output.parent.parent.resolve()
+    if home(notebook).is_relative_to(runs):  # as from an empty variable of a script
+        sys.exit(f"papermill: expected a runs folder of its own, got {os.path.relpath(runs)}, which holds the whole project; write -p runs runs/NAME")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(output.parent, os.W_OK): raise PermissionError(13, "Permission denied")

@@ -287,7 +287,7 @@ class Heston(Market):
     v0: float # variance today, annualised: vol squared
     kappa: float # speed of mean reversion per year
     theta: float # long-run variance
-    xi: float # vol of variance
+    xi: float # vol of variance per year
     rho: float # correlation of spot and variance
 
     def __post_init__(self):

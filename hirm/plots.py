@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['INK', 'COLOURS', 'DASHES', 'WORLDS', 'SPARE', 'STYLE', 'colour', 'compact_svg', 'set_style', 'styled',
            'learning_curves', 'tail_qq', 'estimates', 'interval_plot', 'regime_panels', 'lambda_sweep', 'frontier',
-           'sensitivity', 'pnl_path', 'conditional_pnl']
+           'sensitivity', 'pnl_path', 'conditional_pnl', 'hedge_band', 'hedge_path']
 
 # %% ../nbs/13_plots.ipynb #7692d933
 import re
@@ -283,4 +283,58 @@ def conditional_pnl(
         _seeds(ax, rows, "spot", "pnl", (100, 100), label=method, **style)
     ax.set(xlabel="terminal spot (% of initial spot)", ylabel="mean P&L (% of spot)")
     ax.legend()
+    return ax
+
+# %% ../nbs/13_plots.ipynb #8159ea35
+@styled
+def hedge_band(
+    frame: pd.DataFrame,  # of one policy: vol, days, moneyness, delta, lower and upper edge, as `resting_band` gives them
+    *, ax: Axes,
+) -> Axes:  # the host; one panel per number of days in `child_axes`
+    """Draw the band in which a hedger rests, less the delta, over moneyness: one panel per maturity, one colour per quoted vol."""
+    maturities, vols = frame["days"].unique(), frame["vol"].unique()
+    colours = dict(zip(vols, (WORLDS["medium"], WORLDS["crisis"], *SPARE)))
+    ax.set_axis_off()
+    first = None
+    for i, days in enumerate(maturities):
+        panel = first = ax.inset_axes((i / len(maturities), 0, 0.9 / len(maturities), 1), sharey=first)
+        for k, vol in enumerate(vols):
+            points = frame[(frame["days"] == days) & (frame["vol"] == vol)]
+            beside = points["moneyness"] + 0.008 * (k - (len(vols) - 1) / 2)
+            lower, upper = points["lower"] - points["delta"], points["upper"] - points["delta"]
+            panel.vlines(beside, lower, upper, color=colours[vol], lw=5, label=f"vol {100 * vol:g} %")
+        panel.axhline(0, color=colour("delta"), ls=DASHES["delta"], lw=1)
+        panel.set(xlabel=f"spot / strike, {days} days to expiry", xticks=points["moneyness"])
+        panel.margins(x=0.2)
+        panel.tick_params(axis="y", labelleft=i == 0)
+    ax.child_axes[0].set_ylabel("position less delta (shares)")
+    ax.child_axes[-1].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(vols))
+    return ax
+
+# %% ../nbs/13_plots.ipynb #76b3628c
+@styled
+def hedge_path(
+    frame: pd.DataFrame,  # of one window: method, date, spot, delta, position, trade, pnl of the day (S_0 = 1), as `diary` gives them
+    *, ax: Axes,
+) -> Axes:  # the host; four panels in `child_axes`
+    """Draw one window day by day: price, positions, trades of the methods side by side, and P&L so far."""
+    ax.figure.set_size_inches(ax.figure.get_figwidth(), 1.8 * ax.figure.get_figheight())
+    ax.set_axis_off()
+    price = ax.inset_axes((0, 0.79, 1, 0.21))
+    held, traded, account = (ax.inset_axes((0, bottom, 1, height), sharex=price) for bottom, height in ((0.52, 0.24), (0.31, 0.18), (0, 0.28)))
+    market = frame[frame["method"] == frame["method"].iloc[0]]
+    price.plot(market["date"], 100 * market["spot"], color=INK)
+    for name, rows, style in _each(frame):
+        held.step(rows["date"], rows["position"], where="post", label=name, **style)
+        later = rows.iloc[1:]  # beside the first purchase the others would not be seen
+        bar = dict(lw=1.5) if style["ls"] == "-" else dict(lw=4, alpha=0.35)  # a baseline's bars stand behind
+        traded.vlines(later["date"], 0, later["trade"], color=style["color"], **bar)
+        account.plot(rows["date"], 100 * rows["pnl"].cumsum(), **style)
+    account.axhline(0, color=INK, lw=0.6)
+    labels = ("price (% of start)", "position (shares)", "trade (shares)", "P&L (% of spot)")
+    for panel, label in zip((price, held, traded, account), labels):
+        panel.set(ylabel=label)
+        panel.tick_params(labelbottom=panel is account)
+    account.xaxis.set_major_formatter(mdates.ConciseDateFormatter(account.xaxis.get_major_locator()))
+    held.legend()
     return ax

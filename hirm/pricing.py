@@ -306,17 +306,19 @@ def _check_maturity(maturity: float) -> None:  # years
         raise ValueError(f"maturity must be positive and finite, got {maturity}; 60 trading days are 60 / 252 years")
 
 
-def _stands_still(market: Heston, maturity: float) -> bool:
-    "Whether the variance moves so little that the price is Black-Scholes to the seventh digit, and QuantLib's integrals lose theirs."
-    return market.xi * math.sqrt(maturity) < 1e-5 * math.sqrt(variance_swap_rate(market, maturity))
+def _still_limit(market: Heston, maturity: float) -> Heston | GBM:
+    "Black-Scholes at the average variance where that moves too little to show in seven digits, and QuantLib's integrals lose theirs."
+    today = torch.tensor(market.v0, dtype=torch.float64)
+    average = math.sqrt(market.expected_variance(today, maturity).item())
+    return GBM(average) if market.xi * math.sqrt(maturity) < 1e-5 * average else market
 
 
 @functools.cache
 def _model_premium(market: GBM | Heston | SABR | Jumps, strike: float, maturity: float) -> float:
     "The price of a call in a market model; raises where there is no formula, and where the answer is no price of a call."
     base, jumps = (market.base, market) if isinstance(market, Jumps) else (market, None)
-    if isinstance(base, Heston) and _stands_still(base, maturity):
-        base = GBM(math.sqrt(variance_swap_rate(base, maturity)))
+    if isinstance(base, Heston):
+        base = _still_limit(base, maturity)
     try:
         if isinstance(base, GBM):
             price = _merton_premium(base, jumps, strike, maturity) if jumps else _gbm_premium(base, strike, maturity)

@@ -300,6 +300,7 @@ class Run(Checkpoints):
         for folder in (self.folder / "checkpoints", self.artifacts): folder.mkdir(exist_ok=True)
         for debris in self.folder.rglob(".*.tmp"): debris.unlink()
         asked = {k: list(v) if isinstance(v, tuple) else v for k, v in config.items() if k not in LOCAL}
+        asked["n_seeds"] = 1  # the file repeats this run alone, however many the notebook trains by default
         atomic_write(self.folder / "config.yaml", f"# {command}\n{yaml.safe_dump(asked, sort_keys=False)}")
         facts = dict(command=command, device=str(device), started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **provenance())
         if (self.folder / "metadata.json").exists():  # a killed run may have been another commit's

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MIN_SEEDS', 'NOTHING', 'CRITERIA', 'PERMUTED', 'CONTROLS', 'PLANTED', 'pair', 'log_ratio', 'bca', 'iqm',
            'probability_of_improvement', 'Claim', 'within', 'sign_flip', 'holm', 'pnl_difference', 'Criteria',
-           'degradation', 'verdict', 'apart', 'compare', 'cvar_standard_error', 'block_interval', 'interval',
-           'label_effect', 'dose_slope', 'regret', 'Planted', 'planted_verdict']
+           'degradation', 'verdict', 'apart', 'compare', 'block_interval', 'interval', 'label_effect', 'dose_slope',
+           'regret', 'Planted', 'planted_verdict']
 
 # %% ../nbs/11_stats.ipynb #298e391f
 from collections.abc import Callable, Collection, Sequence
@@ -290,24 +290,6 @@ def compare(
                    "apart": apart(pairs["method"], pairs["reference"], alpha=c.alpha)}
     table = pd.DataFrame.from_dict(rows, orient="index")
     return table.assign(p_sign_flip=holm(table["p_sign_flip"])).rename_axis("method")
-
-# %% ../nbs/11_stats.ipynb #056758ed
-def cvar_standard_error(
-    loss: np.ndarray,                     # (…, n_paths)
-    alpha: float = 0.95,                  # confidence; the tail holds 1 - alpha
-    *,
-    reference: np.ndarray | None = None,  # another policy's losses on the same paths
-) -> np.ndarray:                          # (…), unit of the loss
-    """Asymptotic standard error of the empirical CVaR, or of its difference to a reference on common paths."""
-    if not 0 < alpha < 1:
-        raise ValueError(f"alpha must lie in (0, 1), got {alpha}; for the worst 5 % write 0.95")
-    def excess(loss):
-        loss = np.asarray(loss, dtype=float)
-        if not np.isfinite(loss).all():
-            raise ValueError(f"loss must be finite, got {int((~np.isfinite(loss)).sum())} of {loss.size} values that are not; mend the run first")
-        return np.maximum(loss - np.quantile(loss, alpha, axis=-1, keepdims=True), 0) / (1 - alpha)
-    influence = excess(loss) if reference is None else excess(loss) - excess(reference)
-    return influence.std(axis=-1, ddof=1) / np.sqrt(influence.shape[-1])
 
 # %% ../nbs/11_stats.ipynb #972af03f
 def block_interval(

@@ -20,6 +20,7 @@ import yaml
 from conftest import ROOT
 from hirm.campaign import BASELINES, CAMPAIGNS, CELLS, Job, Plan, as_plan, diverged, gather, jobs, judged, runs_of, split, words
 from hirm.config import SCALES, as_config
+from hirm.launch import default_parameters
 from hirm.runs import Record, Run
 
 PHASE1 = ("phase1", "--config", "scale=smoke", "seeds=2", "cells=band-seeing")
@@ -76,11 +77,11 @@ def test_one_seed_more_is_that_seed_only():
 
 
 REFUSED = {
-    "sede=1": "unknown word of --config 'sede', did you mean 'seeds'?", "seeds=-3": "seeds must be a whole number from 1 to 1000, got -3",
-    "seeds=1.5": "seeds must be a whole number from 1 to 1000, got 1.5", "seeds=1e6": "got 1000000.0", "seeds=true": "got True", "seeds=": "got None", "seeds=five": "got 'five'",
-    "cells=xyz": "unknown cell 'xyz', did you mean", "cells=mlp-seeing": "cells must name band-seeing", "cells=": "unknown cell 'None'",
-    "policies=band": "unknown word of --config 'policies'", "scale=nosuch": "unknown scale 'nosuch', did you mean 'smoke'?",
-    "control_seeds=9": "control_seeds must be a whole number from 1 to 2, got 9", "primary_seeds=1": "primary_seeds must be a whole number from 2 to 1000, got 1",
+    "sede=1": "unknown word of --config 'sede', did you mean 'seeds'?", "policies=band": "unknown word of --config 'policies'",
+    "seeds=-3": "seeds must be a whole number from 1 to 1,000, got -3", "seeds=1.5": "seeds must be a whole number from 1 to 1,000, got 1.5",
+    "seeds=1e6": "got 1000000.0", "seeds=True": "got True", "seeds=": "got None", "seeds=five": "got 'five'", "scale=nosuch": "unknown scale 'nosuch', did you mean 'smoke'?",
+    "cells=xyz": "unknown cell 'xyz', did you mean", "cells=mlp-seeing": "cells must name band-seeing", "cells=": "cells must be names", "cells=all,band-seeing": "unknown cell 'all'",
+    "control_seeds=9": "control_seeds must be a whole number from 1 to 2, got 9", "primary_seeds=1": "primary_seeds must be a whole number from 2 to 1,000, got 1",
     "device=cpu; touch ran": "device must be cpu, cuda or cuda:<number>, got 'cpu; touch ran'", "device=gpu": "got 'gpu'",
 }
 
@@ -316,3 +317,33 @@ def test_a_run_that_got_lost_is_refused_by_name_and_the_cure_cures(ended, result
     assert cured.returncode == 0 and cured.stdout.count("rule train:") == 1, cured.stdout[-5000:]
     again = pd.read_csv(project / "book" / "results" / "phase1_smoke" / "metrics.csv")
     pd.testing.assert_frame_equal(again, results["metrics"], rtol=1e-2)  # alone it was trained in other company
+
+
+# The main job.
+
+def test_the_main_job_is_the_command_as_it_stands():
+    defaults = default_parameters(ROOT / "nbs" / "train.ipynb")
+    rows = jobs("main_job", Plan())
+    for job in rows:
+        changed = {name for name, value in job.parameters.items() if value != defaults[name]}
+        assert changed - {"seed", "runs"} == {"irm": set(), "erm": {"method"}, "irm_seeing": {"realized_vol"}}[job.arm]
+    seeds = {arm: sorted(seed for job in rows if job.arm == arm for seed in range(job.seed, job.seed + job.n_seeds)) for arm in ("irm", "erm", "irm_seeing")}
+    assert all(found == list(range(15)) for found in seeds.values())  # five hedgers of three, none of which shares a member
+
+
+def test_hedgers_are_gathered_with_what_they_were_chosen_by(tmp_path):
+    runs = []
+    for arm, seed in (("irm", 0), ("erm", 3)):
+        found = runs_of([made(tmp_path / arm, table="members", arm=arm, name=f"{arm}-s{seed}-{seed + 1}", seed=seed, first=0)])
+        for _, run in found:
+            table = pd.read_csv(run.artifacts / "metrics.csv")
+            blend = table[table["method"] == "delta"].assign(method="blend", cvar95=0.03 + 0.01 * seed)
+            pd.concat([table, blend]).to_csv(run.artifacts / "metrics.csv", index=False)
+            pd.DataFrame({"hedger": ["delta", "blend"], "scale": [np.nan, 0.01], "risk": [0.02, 0.01], "chosen": [False, True]}).to_csv(run.artifacts / "validation.csv", index=False)
+        runs += found
+    frames = CAMPAIGNS["main_job"].tables(Plan(), runs)
+    hedgers, validation = frames["hedgers"], frames["validation"]
+    own = hedgers[hedgers["hedger"] == "blend"]
+    assert set(zip(own["method"], own["seed"])) == {("irm", 0), ("erm", 3)} and own.groupby("method")["cvar95"].first().to_dict() == {"irm": 0.03, "erm": 0.06}
+    assert not hedgers.duplicated(["method", "seed", "environment"]).any() and "delta" in set(hedgers["method"])  # the baselines once
+    assert validation.groupby(["method", "seed"]).size().to_dict() == {("irm", 0): 2, ("erm", 3): 2}

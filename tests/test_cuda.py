@@ -4,8 +4,8 @@ import dataclasses
 import pytest
 import torch
 
-from hirm.batches import batches, policy_loss, random_labels
-from hirm.config import Config
+from hirm.batches import batches, policy_loss
+from hirm.config import Config, training_environments
 from hirm.environments import ENVIRONMENTS, common_episodes
 from hirm.hedging import hedge, map_paths
 from hirm.policies import POLICIES, Delta, NoHedge, WhalleyWilmott
@@ -59,17 +59,20 @@ def test_the_same_draws_train_the_same(tmp_path, method, policy):
     for step, episode in zip(range(4), batches(one.environments, one.seeds, here)):
         other.policy.load_state_dict(one.policy.state_dict())  # its scaler too, which was fitted to paths of the device's own
         mine, its = one.update(step, episode), other.update(step, moved(episode))
-        assert torch.allclose(mine["objective"], its["objective"].cpu(), rtol=1e-3, atol=1e-4)
+        assert torch.allclose(mine.objective, its.objective.cpu(), rtol=1e-3, atol=1e-4)
         for (name, p), q in zip(one.policy.named_parameters(), other.policy.parameters()):
             assert torch.allclose(p.grad, q.grad.cpu(), rtol=1e-2, atol=1e-3 * p.grad.abs().max().item()), name
 
 
-def test_labels_are_drawn_on_the_device_and_are_permutations():
-    options = Config(method="erm", device=DEVICE, **SMALL)
-    learner = Learner(options, options.members())
-    episode = next(batches(learner.environments, learner.seeds, options))
-    labels = random_labels(episode, [torch.Generator(DEVICE).manual_seed(0)])
-    assert labels.device.type == DEVICE and labels.sort(1).values.eq(torch.arange(2, device=DEVICE)[:, None]).all()
+@pytest.mark.parametrize("permuted", [False, True])
+def test_both_devices_train_on_the_same_paths(permuted):
+    """Random numbers are drawn on the CPU for both, and paths are made of them where they are needed."""
+    both = [Config(method="erm", permute_labels=permuted, n_seeds=2, device=device, **SMALL) for device in ("cpu", DEVICE)]
+    here, there = (next(batches(training_environments(c), [0, 1], c)) for c in both)
+    assert there.paths.spot.device.type == DEVICE
+    for name in ("spot", "variance", "iv", "past"):
+        assert torch.allclose(getattr(there.paths, name).cpu(), getattr(here.paths, name), rtol=1e-3, atol=1e-4), name
+    assert not permuted or torch.equal(there.origin.cpu(), here.origin)
 
 
 def test_a_run_trained_on_the_device_is_read_on_both(tmp_path):

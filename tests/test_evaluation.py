@@ -1,4 +1,6 @@
 """The judgement: metrics by hand, one luck for everybody, all of history, probes that move one thing, rules with names."""
+import re
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -6,15 +8,19 @@ import pandas as pd
 import pytest
 import torch
 
+from hirm.batches import policy_loss
+from hirm.config import Config
 from hirm.environments import BLOCK, BLOCKS, ENVIRONMENTS, common_episodes
-from hirm.evaluation import (PROBES, Outcome, Probe, calendar_pnl, costlier, cvar_error, deepest_fall, diary, evaluate, judge, jumpier, max_drawdown, metrics, outcomes,
-                             pnl_by_spot, relative_turnover, resting_band, tail_quantiles)
+from hirm.evaluation import (PROBES, Outcome, Probe, _long, announce, calendar_pnl, choose_hedger, costlier, crises, deepest_fall, diary, evaluate,
+                             expected_seconds, how_long, judge, jumpier, max_drawdown, metrics, outcomes, pnl_by_spot, relative_turnover, resting_band,
+                             scene, tail_quantiles, what_next)
 from hirm.features import features
 from hirm.frictions import Proportional
 from hirm.hedging import Episode, hedge, settle
 from hirm.history import Windows, load_series
 from hirm.markets import Jumps, Paths
-from hirm.policies import BandPolicy, Delta
+from hirm.policies import BandPolicy, Blend, Delta, Ensemble
+from hirm.risk import cvar, cvar_error
 from hirm.runs import published
 from hirm.stats import interval
 from hirm.tables import crisis_table, digits
@@ -285,7 +291,7 @@ def test_the_diary_adds_up_to_the_judgement():
     start = deepest_fall(covid.market)
     spot = covid.market.paths(dtype=torch.float64).spot[0]
     assert start == pd.Timestamp("2020-02-19") and spot[covid.market.dates.get_loc(start)].min() == spot.min()
-    books = diary({"delta": Delta()}, covid, "2020-02-19")
+    books = diary({}, covid, "2020-02-19")
     record = load_series().set_index("date")["close"]
     assert np.allclose(books["spot"], record[books["date"]] / record[start], atol=1e-6)
     assert len(books) == 61 and books["position"].iloc[-1] == pytest.approx(0, abs=1e-6) and np.allclose(books["trade"].cumsum(), books["position"])
@@ -297,8 +303,100 @@ def test_what_cannot_be_shown_is_refused():
     covid = ENVIRONMENTS["covid"]
     with pytest.raises(ValueError, match="start must be a day on which a window of covid starts, got 2020-02-16; they start on trading days from 2020-02-18 to 2020-06-30"):
         diary({"delta": Delta()}, covid, "2020-02-16")
+    assert list(diary({"blend": seeds(1)}, covid, "2020-02-19")["method"].unique()) == ["blend", "delta"]
     for show in (lambda policies: diary(policies, covid, "2020-02-19"), resting_band):
         with pytest.raises(ValueError, match="'erm' must be a policy of one member, got 2; put them together with Ensemble or Blend"):
             show({"erm": seeds(2)})
     with pytest.raises(ValueError, match="days to expiry must lie in 1…59, .* got \\(60,\\)"):
         resting_band({"delta": Delta()}, days=(60,))
+
+
+# ---- which hedger, how long, what next -------------------------------------------------------------------------------------------
+
+MAIN = Config(method="irm", n_seeds=3, scale="smoke")
+
+
+def test_the_hedger_of_least_validation_risk_is_delivered():
+    policy = seeds(3)
+    with torch.no_grad():
+        policy.head.mul_(20)  # members that disagree
+    choice = choose_hedger(policy, MAIN, scales=(0.01, 0.05))
+    assert list(choice.validation["hedger"]) == ["delta", "irm", "ensemble", "blend", "blend"]
+    high = list(common_episodes(ENVIRONMENTS["high"], 2_000, "validation"))
+    members = cvar(policy_loss(policy, high))
+    assert choice.validation["risk"].iloc[1] == pytest.approx(members.mean().item(), rel=1e-6) and len(members) == 3
+    expected = [cvar(policy_loss(each, high)).item() for each in (Delta(), Ensemble(policy), Blend(Ensemble(policy), scale=0.01), Blend(Ensemble(policy), scale=0.05))]
+    assert np.allclose(choice.validation["risk"].iloc[[0, 2, 3, 4]], expected, rtol=1e-6)
+    best = choice.validation.iloc[2:].sort_values("risk").iloc[0]
+    assert best["chosen"] and choice.validation["chosen"].sum() == 1 and choice.name == best["hedger"]
+    assert cvar(policy_loss(choice.policy, high)).item() == pytest.approx(best["risk"], rel=1e-6)
+
+
+def test_a_single_member_is_its_own_hedger():
+    policy = seeds(1)
+    choice = choose_hedger(policy, MAIN)
+    assert choice.name == "irm" and choice.policy is policy and list(choice.validation["hedger"]) == ["delta", "irm"] and list(choice.validation["chosen"]) == [False, True]
+
+
+def test_all_who_build_on_the_members_ask_them_once(monkeypatch):
+    policy, asked = seeds(2), []
+    forward = policy.forward
+    monkeypatch.setattr(policy, "forward", lambda episode, head=None: asked.append(episode) or forward(episode, head))
+    choose_hedger(policy, MAIN)
+    assert len(asked) == len({id(episode) for episode in asked}) == -(-MAIN.n_validation // 1024)
+
+
+def test_long_frames_are_those_of_melt():
+    days = pd.DatetimeIndex(["2020-03-16", "2020-03-17"], name="date")
+    values = np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    expected = pd.DataFrame(values, columns=days).rename_axis("member").melt(var_name="date", value_name="pnl", ignore_index=False)
+    pd.testing.assert_frame_equal(_long(values, "date", days, "pnl"), expected)
+
+
+@pytest.mark.parametrize("dearer, cheaper", [
+    (dict(n_seeds=3), dict(n_seeds=1)), (dict(updates=600), dict(updates=300)), (dict(n_paths=1024), dict(n_paths=512)), (dict(policy="mlp"), dict(policy="band")),
+    (dict(n_evaluation=100_000), dict(n_evaluation=10_000)), (dict(method="irm"), dict(method="erm")), (dict(method="fishr"), dict(method="erm")),
+    (dict(environments="low,medium,history_low"), dict(environments="low,medium")), (dict(validate_every=10), dict(validate_every=100)),
+])
+def test_more_work_takes_longer(dearer, cheaper):
+    assert expected_seconds(Config(**dearer)) > expected_seconds(Config(**cheaper))
+
+
+def test_how_long_in_words():
+    assert how_long(Config(n_seeds=3)) == "Training three members and judging them takes about 2 minutes of one processor core."
+    assert re.fullmatch("Training one member and judging it takes about [1-9]0 seconds of one processor core.", how_long(Config(n_seeds=1)))
+
+
+def test_the_crises_of_the_answer(tmp_path):
+    assert crises(Config()) == ["crisis", "gfc", "volmageddon", "covid", "bear_2022"]
+    own = load_series()
+    for name, rows, found in (("until_2007", own["date"] < "2008", 4), ("five_years", own["date"].between("2012", "2016-12-31"), 0)):
+        path = tmp_path / f"{name}.csv"
+        own[rows].to_csv(path, index=False)
+        names = crises(Config(history=str(path)))
+        assert names[0] == "crisis" and (names[1:] == ["holdout"] if not found else len(names) == 1 + found and all(each.startswith("worst_") for each in names[1:]))
+
+
+@pytest.mark.parametrize("asked, change, says", [
+    (dict(scale="smoke", realized_vol=True), -0.1, "-p scale laptop"), (dict(realized_vol=True, n_seeds=1), -0.1, "-p realized_vol false"), (dict(n_seeds=1), 0.1, "-p n_seeds 3"),
+    (dict(n_seeds=3), 0.1, "-p n_seeds 5`, or another method, `-p method erm"), (dict(n_seeds=3, method="erm"), 0.0, "-p n_seeds 5`, or another method, `-p method irm"),
+    (dict(n_seeds=3), -0.1, "-p history my_prices.csv"),
+])
+def test_what_to_try_next_follows_from_what_was_tried(asked, change, says):
+    assert says in what_next(Config(**asked), pd.Series({"crisis": change, "gfc": -0.2}))
+
+
+def test_the_scene_is_the_deepest_fall_or_covid():
+    worlds = [ENVIRONMENTS[name] for name in ("volmageddon", "gfc", "covid")]
+    assert [scene(worlds)[0].name, scene(worlds[:2])[0].name] == ["covid", "gfc"]  # gfc fell further
+    assert scene(worlds)[1] == pd.Timestamp("2020-02-19")
+
+
+def test_a_line_is_shown_on_the_page_and_on_the_terminal_of_papermill(monkeypatch, tmp_path):
+    with open(tmp_path / "terminal", "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", type("Kernel", (), {"_original_stdstream_copy": terminal.fileno()})())
+        monkeypatch.delenv("HIRM_PROGRESS", raising=False)
+        assert announce("once").data == "once"
+        monkeypatch.setenv("HIRM_PROGRESS", "terminal")
+        assert announce("twice").data == "twice"
+    assert (tmp_path / "terminal").read_text() == "\ntwice\n"

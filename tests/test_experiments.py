@@ -6,6 +6,7 @@ import shutil
 from dataclasses import fields, replace
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -15,6 +16,7 @@ from hirm.config import Config
 from hirm.panel import Panel, Trial, as_panel
 from hirm.launch import default_parameters
 from hirm.runs import Checkpoints, Record, published
+from hirm.tables import answer, beaten
 
 EXPERIMENTS = ("train", "evaluate", "diagnose")
 SMOKE = {"scale": "smoke", "environments": "low,medium", "n_evaluation": 400, "n_validation": 400}
@@ -41,7 +43,7 @@ def launch(tool):
 def runs(tmp_path_factory, launch):
     "A folder with the runs of two methods and two seeds."
     folder = tmp_path_factory.mktemp("experiment") / "runs"
-    for asked in ({"method": "erm", "n_seeds": 2}, {"method": "irm", "seed": 0}, {"method": "irm", "seed": 1, "realized_vol": "false"}):  # another spelling of the default
+    for asked in ({"method": "erm", "n_seeds": 2}, {"method": "irm", "seed": 0, "n_seeds": 1}, {"method": "irm", "seed": 1, "n_seeds": 1, "realized_vol": "false"}):  # another spelling of the default
         done = launch("train", *words({"runs": folder, **SMOKE, **asked}))
         assert done.returncode == 0, done.stdout[-3000:]
         assert "unknown parameter" not in done.stdout  # every parameter of a run is one of the notebook
@@ -79,8 +81,8 @@ def test_a_run_folder_is_complete(runs):
         assert str(ROOT) not in (folder / "metadata.json").read_text() + (folder / "config.yaml").read_text()
         assert len((folder / "metrics.jsonl").read_text().splitlines()) == 12
     rest = "environments=low_medium-n_evaluation=400{}-n_validation=400-scale=smoke.ipynb"
-    assert {path.name for path in (runs / "notebooks").glob("train-*")} == {f"train-erm-s0-{rest.format('-n_seeds=2')}", f"train-irm-s0-{rest.format('')}",
-                                                                        f"train-irm-s1-{rest.format('').replace('-scale', '-realized_vol=false-scale')}"}
+    assert {path.name for path in (runs / "notebooks").glob("train-*")} == {f"train-erm-s0-{rest.format('-n_seeds=2')}", f"train-irm-s0-{rest.format('-n_seeds=1')}",
+                                                                        f"train-irm-s1-{rest.format('-n_seeds=1').replace('-scale', '-realized_vol=false-scale')}"}
 
 
 def test_what_is_hidden_from_a_hedger_is_hidden(runs):
@@ -255,7 +257,7 @@ def test_every_parameter_is_declared_and_explained(name, asked, tool):
     told = dict(re.findall(r"^  (\w+): .*?\(default .*?\)\s+(\S.*)$", said, re.M))
     defaults = default_parameters(ROOT / "nbs" / f"{name}.ipynb")
     assert set(told) == set(defaults) == {field.name for field in fields(asked)} and min(map(len, told.values())) > 8, said
-    own = {"environments", "n_paths"} if name != "train" else set()  # a page may look elsewhere than the library
+    own = {"environments", "n_paths"} if name != "train" else {"n_seeds"}  # a page may look elsewhere than the library, and make one hedger of several seeds
     assert {key: value for key, value in defaults.items() if key not in own} == {field.name: field.default for field in fields(asked) if field.name not in own}
 
 
@@ -264,3 +266,74 @@ def test_an_experiment_defines_nothing(name):
     notebook = nbformat.read(ROOT / "nbs" / f"{name}.ipynb", 4)
     assert notebook.cells[0].cell_type == "raw" and "skip_exec: true" in notebook.cells[0].source
     assert not any(re.search(r"^\s*(def|class) ", cell.source, re.M) for cell in notebook.cells if cell.cell_type == "code")
+
+
+# ---- the main job ----------------------------------------------------------------------------------------------------------------
+
+def shown(notebook):
+    "Every output of a page as text, by the id of its cell."
+    texts = {}
+    for cell in nbformat.read(notebook, 4).cells:
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            texts[cell.id] = texts.get(cell.id, "") + (output.get("text") or data.get("text/markdown") or data.get("text/plain") or "")
+    return texts
+
+
+QUICK = {"scale": "smoke", "n_evaluation": 400, "n_validation": 400, "updates": 6, "pretrain": 2, "ramp": 2, "validate_every": 3}
+
+
+@pytest.fixture(scope="module")
+def main_job(tmp_path_factory, launch):
+    "The main job with two members, small: its folder of runs, what the terminal and the page showed."
+    folder = tmp_path_factory.mktemp("main")
+    done = launch("train", str(folder / "out.ipynb"), *words({"runs": folder / "runs", "n_seeds": 2, **QUICK}))
+    assert done.returncode == 0, done.stdout[-3000:]
+    return folder / "runs", done.stdout, shown(folder / "out.ipynb")
+
+
+def test_the_main_job_says_how_long_it_takes_and_ends_in_an_answer(main_job):
+    runs, terminal, page = main_job
+    said = [line for line in terminal.splitlines() if line.startswith(("Training ", "In "))]
+    assert re.fullmatch(r"Training two members and judging them takes about \d+ seconds of one processor core\.", said[0])
+    metrics = pd.read_csv(next(runs.glob("irm-s1-*")) / "artifacts" / "metrics.csv")
+    (hedger,) = {"ensemble", "blend"} & set(metrics["method"])
+    sentence = answer(beaten(metrics, hedger, ["crisis", "gfc", "volmageddon", "covid", "bear_2022"]))
+    assert said[1] == f"{sentence} This was a smoke test; for a result, try `-p scale laptop`."
+    cells = list(page)
+    assert page[cells[-1]] == said[1] and cells.index("mj000001") < cells.index("mj000005") and page["mj000001"] == said[0]
+
+
+def test_one_hedger_is_made_of_the_members_by_validation(main_job):
+    runs, _, page = main_job
+    for folder in runs.glob("irm-s*"):
+        validation = pd.read_csv(folder / "artifacts" / "validation.csv")
+        assert list(validation["hedger"]) == ["delta", "irm", "ensemble", *["blend"] * 6] and validation["chosen"].sum() == 1
+        candidates = validation[validation["hedger"].isin(["ensemble", "blend"])]
+        assert candidates.loc[candidates["chosen"], "risk"].item() == candidates["risk"].min()
+        metrics = pd.read_csv(folder / "artifacts" / "metrics.csv")
+        hedger = candidates.loc[candidates["chosen"], "hedger"].item()
+        assert set(metrics["method"]) == {"no_hedge", "delta", "whalley_wilmott", "irm", hedger} and metrics.groupby("method")["environment"].nunique().eq(14).all()
+    assert page["mj000005"].count("chosen") == 1
+
+
+def test_the_main_job_shows_what_its_hedger_does(main_job):
+    _, _, page = main_job
+    assert all(edge in page["mj000010"] for edge in ("18 ", "55 ", "45 ", "0.95", "1.05")) and page["mj000010"].count("delta 0.") == 12
+    days = re.findall(r"^(2020-\d\d-\d\d) ", page["mj000014"], re.M)
+    assert len(days) == 10 and days[0] == "2020-03-10" and days[-1] == "2020-03-23"  # ten days, the last with the lowest close
+
+
+def test_a_series_of_ones_own_is_judged_on_its_own_worst_days(tmp_path, launch):
+    step = np.random.default_rng(0).normal(0, 0.008, 2400)
+    step[1900:1920] *= 6  # wild for twenty days, in a year that no crisis of the calendar falls into
+    days = pd.bdate_range("1997-01-01", periods=2400)
+    pd.DataFrame({"date": days.strftime("%Y-%m-%d"), "close": 100 * np.exp(step.cumsum())}).to_csv(tmp_path / "mine.csv", index=False)
+    done = launch("train", str(tmp_path / "out.ipynb"), *words({"runs": tmp_path / "runs", "history": tmp_path / "mine.csv", "n_seeds": 1, **QUICK}))
+    assert done.returncode == 0, done.stdout[-3000:]
+    page = shown(tmp_path / "out.ipynb")
+    name, first = f"worst_{days[1919]:%Y_%m}", f"{days[1919 - 60]:%Y-%m-%d}"
+    assert re.search(rf"{name} +{first} +{days[1899]:%Y-%m-%d} +{days[1959]:%Y-%m-%d} +41 ", page["mj000003"])
+    (last,) = [text for text in page.values() if "this hedger" in text]
+    assert "three crises" in last and name in last and "holdout" not in last and "irm" not in last
+    assert f"{days[1899]:%Y-%m-%d}" <= min(re.findall(r"^(\d{4}-\d\d-\d\d) ", page["mj000014"], re.M))[:10] <= f"{days[1979]:%Y-%m-%d}"

@@ -91,6 +91,15 @@ def test_unwritable_runs_folder_is_refused_before_any_work(project):
     assert code != 0 and "expected a runs folder that can be written, got file/notebooks" in said and "Traceback" not in said
 
 
+@pytest.mark.parametrize("runs", ["", ".", "nbs/..", "/"])
+def test_runs_folder_that_holds_the_project_is_refused(project, runs, monkeypatch):
+    monkeypatch.chdir(project)
+    before = sorted(project.iterdir())
+    with pytest.raises(SystemExit, match="expected a runs folder of its own, got .*which holds the whole project; write -p runs runs/NAME"):
+        fill_output(["nbs/train.ipynb", "-p", "runs", runs])
+    assert sorted(project.iterdir()) == before
+
+
 def test_help_still_helps(project):
     code, said = pipe([PAPERMILL, "--help-notebook", "nbs/train.ipynb"], project)
     assert code == 0 and "objective" in said and not (project / "runs").exists()

@@ -57,6 +57,20 @@ def calendar():
     return pd.concat([pd.DataFrame({"method": m, "seed": 0, "date": days, "pnl": k * np.array([-0.01, 0.02, -0.03, 0.01])}) for m, k in [("erm", 1), ("delta", .5)]])
 
 
+def band():
+    """A made-up band at two quoted vols, two maturities and three moneynesses."""
+    points = pd.MultiIndex.from_product([(0.18, 0.55), (45, 10), (0.95, 1.0, 1.05)], names=["vol", "days", "moneyness"]).to_frame(index=False)
+    return points.assign(method="irm", delta=0.5, lower=0.47 - 0.1 * points["vol"], upper=0.5 + 0.1 * points["vol"])
+
+
+def books():
+    """Made-up books of two hedgers over five days."""
+    days = pd.bdate_range("2020-03-02", periods=5)
+    held = np.array([0.5, 0.4, 0.3, 0.35, 0.0])
+    rows = {"date": days, "spot": [1.0, 0.9, 0.8, 0.9, 0.95], "delta": held, "position": held, "trade": np.diff(held, prepend=0), "pnl": [-0.001, -0.01, -0.02, 0.01, 0.0]}
+    return pd.concat([pd.DataFrame({"method": method, **rows}) for method in ("irm", "delta")])
+
+
 SWEEP = pd.concat([arm("irm", 0.04 - 0.01 * w, weight=w) for w in (0.0, 0.1, 1.0)], ignore_index=True)
 WORLD = pd.concat([ARMS, ARMS.assign(environment="low", cvar95=ARMS["cvar95"] / 8)], ignore_index=True)
 DRAWN = {
@@ -69,6 +83,8 @@ DRAWN = {
     "sensitivity": (line("realized_vol", "position"), "realised volatility shown (% a year)", "position (shares per call)"),
     "pnl_path": (calendar(), "", "P&L so far (% of spot)"),
     "conditional_pnl": (line("spot", "pnl"), "terminal spot (% of initial spot)", "mean P&L (% of spot)"),
+    "hedge_band": (band(), "", ""),
+    "hedge_path": (books(), "", ""),
 }
 
 
@@ -91,7 +107,7 @@ def test_each_figure_takes_a_frame_and_returns_its_axes(name):
     assert getattr(plots, name)(frame, ax=given) is given
 
 
-@pytest.mark.parametrize("name", set(DRAWN) - {"learning_curves", "lambda_sweep"})
+@pytest.mark.parametrize("name", set(DRAWN) - {"learning_curves", "lambda_sweep", "hedge_band"})
 def test_methods_wear_their_colours_everywhere(name):
     frame, *_ = DRAWN[name]
     drawn = colours(getattr(plots, name)(frame))
@@ -225,3 +241,21 @@ def test_a_judgement_can_be_drawn():
             plots.regime_panels(left.metrics), plots.frontier(crisis(left.metrics)), plots.pnl_path(left.calendar)]
     for ax in axes:
         ax.figure.canvas.draw()
+
+
+def test_a_band_is_drawn_less_the_delta():
+    ax = plots.hedge_band(band())
+    assert [panel.get_xlabel() for panel in ax.child_axes] == ["spot / strike, 45 days to expiry", "spot / strike, 10 days to expiry"]
+    for panel in ax.child_axes:
+        calm, wild = (np.array(bars.get_segments())[:, :, 1] for bars in panel.collections)  # three bars each, from lower to upper
+        assert np.allclose(calm, [[-0.048, 0.018]] * 3) and np.allclose(wild, [[-0.085, 0.055]] * 3)
+    assert [to_hex(bars.get_color()[0]).upper() for bars in panel.collections] == [WORLDS["medium"], WORLDS["crisis"]]
+
+
+def test_a_path_shows_price_position_trades_and_account():
+    ax = plots.hedge_path(books())
+    assert [panel.get_ylabel() for panel in ax.child_axes] == ["price (% of start)", "position (shares)", "trade (shares)", "P&L (% of spot)"]
+    price, held, traded, account = ax.child_axes
+    assert np.allclose(price.lines[0].get_ydata(), [100, 90, 80, 90, 95]) and np.allclose(held.lines[0].get_ydata(), [0.5, 0.4, 0.3, 0.35, 0])
+    assert np.allclose(account.lines[0].get_ydata(), [-0.1, -1.1, -3.1, -2.1, -2.1])
+    assert np.allclose(np.array(traded.collections[0].get_segments())[:, 1, 1], [-0.1, -0.1, 0.05, -0.35])  # without the first purchase

@@ -126,7 +126,7 @@ def test_the_log_gives_the_risk_before_the_update_in_units_of_spot(tmp_path):
         expected = cvar(money(learner.policy, episode))
         out = learner.update(step, episode)
         for member in range(2):
-            row = learner.row(step, member, out)
+            row = learner.rows(step, out)[member]
             assert [row["risk.low"], row["risk.medium"]] == pytest.approx(expected[member].tolist(), rel=1e-4)
             assert row["penalty_weight"] == 0 and row["penalty"] == pytest.approx(0, abs=1e-6)
 
@@ -139,7 +139,7 @@ def test_the_log_gives_penalty_and_weight_of_each_member(tmp_path):
     risks = CVaR()(losses.unflatten(2, (2, -1)))
     off = risks - risks.mean(1, keepdim=True)
     for member, weight in enumerate((0.5, 8.0)):  # a large weight divides the objective, not the log
-        row = learner.row(step, member, out)
+        row = learner.rows(step, out)[member]
         assert row["penalty_weight"] == weight
         assert row["penalty"] == pytest.approx(weight * (off[..., 0] * off[..., 1]).mean(1)[member].item(), rel=1e-3)
         assert row["gradient_norm"] > 2e-3  # as it was, not as it was clipped
@@ -171,7 +171,7 @@ def test_the_rate_falls_as_a_cosine_to_a_twentieth(tmp_path):
     rates = [rate for _, rate, _ in moves(options, 8)]
     assert rates == pytest.approx([2e-3 * (0.05 + 0.95 * (1 + math.cos(math.pi * step / 8)) / 2) for step in range(8)])
     assert rates[0] == pytest.approx(2e-3) and all(later < earlier for earlier, later in zip(rates, rates[1:]))
-    assert Learner(options, options.members())._rate(8) == pytest.approx(1e-4)
+    assert Learner(options, options.members()).rate(8) == pytest.approx(1e-4)
 
 
 def test_a_constant_rate_stays(tmp_path):
@@ -200,7 +200,7 @@ def test_every_member_is_clipped_by_its_own_norm_at_the_bound_asked(tmp_path):
     learner, step, episode = next(walk(options, 1))
     with torch.no_grad():
         learner.policy.head[1] *= 0.01  # hardly a gradient in the body of this member
-    norm = learner.update(step, episode)["norm"]
+    norm = learner.update(step, episode).norm
     clipped = sum(p.grad.flatten(1).square().sum(1) for p in learner.policy.parameters()).sqrt()
     assert clipped.tolist() == pytest.approx(norm.clamp(max=0.01).tolist(), rel=1e-4) and norm.max() > 0.02
 
@@ -208,7 +208,7 @@ def test_every_member_is_clipped_by_its_own_norm_at_the_bound_asked(tmp_path):
 def test_gradients_of_an_update_are_its_own(tmp_path):
     """A second update on the same batch, by a learner that stood still, meets the same gradient: nothing is added up."""
     learner, step, episode = next(walk(config(tmp_path, learning_rate=1e-12, clip=1e9), 1))
-    first, second = (learner.update(step, episode)["norm"] for _ in range(2))
+    first, second = (learner.update(step, episode).norm for _ in range(2))
     assert torch.allclose(first, second, rtol=1e-4)
 
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from hirm.evaluation import baselines, cvar_error
+from hirm.evaluation import baselines
 from hirm.frictions import Proportional
 from hirm.environments import Environment
 from hirm.hedging import hedge
 from hirm.markets import GBM, Heston
 from hirm.policies import Delta, DeltaVega, NoHedge, WhalleyWilmott
 from hirm.pricing import EuropeanCall
-from hirm.risk import cvar, entropic
+from hirm.risk import cvar, cvar_error, entropic
 
 FREE = Proportional(0.0)
 N_PATHS = 100_000

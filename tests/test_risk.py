@@ -1,10 +1,13 @@
 """Risks against closed forms and published numbers; the soft tail against the exact one."""
 import math
+import warnings
 
+import numpy as np
 import pytest
+import scipy.stats as st
 import torch
 
-from hirm.risk import CVaR, Entropic, Mean, cvar, cvar_optimal_scale, entropic, mean_loss, smoothed_var, tail_weights, worst_mixture
+from hirm.risk import CVaR, Entropic, Mean, cvar, cvar_error, cvar_optimal_scale, entropic, mean_loss, smoothed_var, tail_weights, worst_mixture
 
 
 def normal(*shape, seed=0):
@@ -63,9 +66,50 @@ def test_a_confidence_outside_the_unit_interval_is_refused(alpha):
         CVaR(alpha)
 
 
-def test_the_cure_for_a_percentage_is_named():
-    with pytest.raises(ValueError, match="for the worst 5 % write 0.95"):
-        cvar(torch.ones(10), 95)
+@pytest.mark.parametrize("alpha, cure", [(95, "5 % write 0.95"), (5, "5 % write 0.95"), (99, "1 % write 0.99"), (2.5, "2.5 % write 0.975"), (1, "5 % write 0.95")])
+def test_the_cure_for_a_percentage_is_named(alpha, cure):
+    with pytest.raises(ValueError, match=f"got {alpha}; for the worst {cure}"):
+        cvar(torch.ones(10), alpha)
+
+
+@pytest.mark.parametrize("ask", [lambda x: cvar(x, 0.05), lambda x: CVaR(0.05), lambda x: cvar_error(x, 0.05), lambda x: cvar_optimal_scale(x, x, 0.05)])
+def test_a_confidence_that_looks_like_a_tail_draws_a_hint(ask):
+    with pytest.warns(UserWarning, match="alpha is the confidence, and 0.05 averages the worst 95 % of the losses; for the worst 5 % write 0.95"):
+        ask(normal(100))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for alpha in (0.5, 0.95, 0.99):
+            cvar(normal(100), alpha)
+
+
+def test_every_risk_refuses_a_percentage():
+    for ask in (smoothed_var, tail_weights, cvar_error, lambda x, alpha: worst_mixture(x[None, None], alpha), lambda x, alpha: cvar_optimal_scale(x, x, alpha)):
+        with pytest.raises(ValueError, match="alpha must lie in .* got 95; for the worst 5 % write 0.95"):
+            ask(normal(100), 95)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("beyond", [1e-3, 1e-8, 1e-11, 1.2e-16])
+def test_a_tail_of_less_than_one_path_is_the_worst_loss(beyond, dtype):
+    loss, alpha = normal(2, 10).to(dtype), 1 - beyond
+    torch.testing.assert_close(cvar(loss, alpha), loss.amax(-1))
+    torch.testing.assert_close(CVaR(alpha)(loss), loss.amax(-1))
+    moving = loss.clone().requires_grad_()
+    gradient, = torch.autograd.grad(cvar(moving, alpha).sum(), moving)
+    torch.testing.assert_close(gradient, (loss == loss.amax(-1, keepdim=True)).to(dtype))
+    torch.testing.assert_close(tail_weights(loss.double(), alpha).sum(-1), torch.ones(2, dtype=torch.float64))
+    hedge = normal(2, 10, seed=1).to(dtype)
+    best = cvar_optimal_scale(hedge, loss, alpha)
+    lowest = cvar(loss - best[:, None] * hedge, alpha)
+    for w in torch.linspace(-4, 4, 81).tolist():
+        assert (lowest <= cvar(loss - w * hedge, alpha) + 1e-5).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
+def test_whole_numbers_are_losses(dtype):
+    ten = torch.arange(10, dtype=dtype)
+    assert cvar(ten, 0.75).item() == pytest.approx(8.2, abs=1e-12) and mean_loss(ten) == 4.5
+    assert entropic(ten, 0.3) == entropic(ten.double(), 0.3) and cvar_error(ten, 0.75) == cvar_error(ten.double(), 0.75)
 
 
 @pytest.mark.parametrize("risk", [cvar, mean_loss, lambda loss: entropic(loss, 1.0)])
@@ -86,6 +130,70 @@ def test_entropic_matches_the_normal_law_and_does_not_overflow():
     assert entropic(torch.tensor([0.0, 1e4]), 1.0).item() == pytest.approx(1e4 - math.log(2))
     with pytest.raises(ValueError, match="mean_loss"):
         entropic(loss, 0.0)
+
+
+@pytest.mark.parametrize("aversion", [1e-300, 1e-10, 1e-4, 1e-3, 0.1, 1.0, 10.0, 1e3, 1e6, 1e39])
+@pytest.mark.parametrize("risk", [entropic, lambda loss, aversion: Entropic(aversion)(loss)])
+def test_entropic_keeps_its_digits_at_any_aversion(risk, aversion):
+    """Between the mean and the worst loss; float32 says what float64 says, and both what a long sum says."""
+    loss = 0.01 + 0.02 * normal(100_000)
+    single, double = risk(loss.float(), aversion).item(), risk(loss, aversion).item()
+    assert abs(single - double) < 3e-7 + 1e-6 * abs(double)
+    worst = loss.max().item()
+    exact = worst + math.log1p(math.fsum(np.expm1(aversion * (loss.numpy() - worst))) / 100_000) / aversion if 1e-10 <= aversion <= 1e3 else None
+    if exact is not None:
+        assert double == pytest.approx(exact, abs=1e-9)
+    assert loss.mean().item() - 1e-12 <= double <= worst
+
+
+def test_entropic_has_the_gradient_of_a_tilted_mean_at_any_aversion():
+    for aversion in (1e-6, 0.1, 3.0, 100.0):
+        for scale in (0.01, 1.0):
+            loss = (scale * normal(500)).requires_grad_()
+            gradient, = torch.autograd.grad(entropic(loss, aversion), loss)
+            torch.testing.assert_close(gradient, torch.softmax(aversion * loss.detach(), 0))
+            torch.testing.assert_close(Entropic(aversion).weights(loss.detach()), gradient)
+
+
+@pytest.mark.parametrize("aversion", [0.0, -1.0, math.inf, math.nan, -math.inf])
+def test_an_aversion_without_a_risk_is_refused(aversion):
+    with pytest.raises(ValueError, match="aversion must be positive and finite, got .*use mean_loss, for the worst case loss.max"):
+        entropic(torch.ones(3), aversion)
+    with pytest.raises(ValueError, match="aversion must be positive and finite, got .*use Mean"):
+        Entropic(aversion)
+
+
+def test_entropic_lets_infinite_losses_and_nan_show():
+    assert entropic(torch.tensor([0.0, math.inf]), 1.0) == math.inf and Entropic(1.0)(torch.tensor([0.0, math.nan])).isnan()
+    assert entropic(torch.tensor([0.0, -math.inf]), 1.0).item() == pytest.approx(-math.log(2))
+
+
+# the error of a CVaR
+
+@pytest.mark.parametrize("law, expected", [(st.norm(), 2.466), (st.t(4), 7.836)])
+def test_cvar_error_against_the_closed_form(law, expected):
+    n = 2_000_000
+    loss = torch.as_tensor(law.ppf((np.arange(n) + 0.5) / n))  # the law itself, on a grid: no noise
+    assert cvar_error(loss).item() * n**0.5 == pytest.approx(expected, rel=3e-3)
+
+
+def test_cvar_error_is_the_spread_over_repetitions():
+    loss = normal(600, 4000)
+    other = 0.9 * loss + 0.3 * normal(600, 4000, seed=1)
+    assert cvar_error(loss).mean().item() == pytest.approx(cvar(loss).std().item(), rel=0.09)
+    assert cvar_error(loss, reference=other).mean().item() == pytest.approx((cvar(loss) - cvar(other)).std().item(), rel=0.09)
+    assert torch.equal(cvar_error(loss, reference=0 * loss), cvar_error(loss))
+    assert (cvar_error(loss, reference=loss + 3) < 1e-15).all()  # cash moves nothing
+
+
+def test_cvar_error_refuses():
+    with pytest.raises(ValueError, match="NaN in 1 of 3"):
+        cvar_error(torch.tensor([1.0, math.nan, 2.0]))
+    with pytest.raises(ValueError, match="the same 10 paths, got 9; judge both on common paths"):
+        cvar_error(normal(10), reference=normal(9))
+    with pytest.raises(ValueError, match="at least one loss"):
+        cvar_error(torch.ones(0))
+    assert cvar_error(torch.ones(3, 1)).isnan().all()
 
 
 @pytest.mark.parametrize("smoothing", [0.02, 0.15, 0.5])

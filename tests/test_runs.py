@@ -148,7 +148,8 @@ def test_folder_is_complete_and_done_comes_last(tmp_path, monkeypatch):
 
 def test_config_is_a_papermill_parameters_file(tmp_path):
     run = Run.of(tmp_path, CONFIG).start(CONFIG)
-    assert run.config == {k: list(v) if isinstance(v, tuple) else v for k, v in CONFIG.items() if k not in rooms.LOCAL}
+    resolved = {k: list(v) if isinstance(v, tuple) else v for k, v in CONFIG.items() if k not in rooms.LOCAL}
+    assert run.config == resolved | {"n_seeds": 1}  # this run alone
     assert isinstance(yaml.safe_load((run.folder / "config.yaml").read_text())["tiny"], float)
     assert Run.of(tmp_path, run.config).folder == run.folder
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import scipy.stats as st
 
-from hirm.stats import (CONTROLS, CRITERIA, PLANTED, apart, bca, block_interval, compare, Criteria, cvar_standard_error, degradation, dose_slope, holm,
+from hirm.stats import (CONTROLS, CRITERIA, PLANTED, apart, bca, block_interval, compare, Criteria, degradation, dose_slope, holm,
                         iqm, label_effect, log_ratio, pair, Planted, planted_verdict, pnl_difference, probability_of_improvement,
                         regret, sign_flip, verdict, within)
 
@@ -300,31 +300,6 @@ def test_disjoint_intervals_have_five_per_cent_where_the_paired_test_has_ninety(
     paired = np.mean([within(m - r, upper=0.0).p <= 0.05 for m, r in zip(method, reference)])
     flag = np.mean([apart(m, r) for m, r in zip(method, reference)])
     assert abs(paired - 0.9) < 3 * binomial_error(0.9, trials) and abs(flag - 0.05) < 0.01 + 3 * binomial_error(0.05, trials)
-
-
-# the error of a CVaR
-
-@pytest.mark.parametrize("law, expected", [(st.norm(), 2.466), (st.t(4), 7.836)])
-def test_cvar_standard_error_against_the_closed_form(law, expected):
-    n = 2_000_000
-    loss = law.ppf((np.arange(n) + 0.5) / n)  # the law itself, on a grid: no noise
-    assert np.isclose(cvar_standard_error(loss) * np.sqrt(n), expected, rtol=3e-3)
-
-
-def test_cvar_standard_error_is_the_spread_over_repetitions():
-    rng, n = np.random.default_rng(13), 4000
-    loss = rng.standard_normal((600, n))
-    other = 0.9 * loss + 0.3 * rng.standard_normal((600, n))
-    cvar = lambda x: np.sort(x, axis=-1)[:, -n // 20:].mean(-1)
-    assert np.isclose(cvar_standard_error(loss).mean(), cvar(loss).std(), rtol=0.09)
-    assert np.isclose(cvar_standard_error(loss, reference=other).mean(), (cvar(loss) - cvar(other)).std(), rtol=0.09)
-
-
-def test_cvar_standard_error_refuses():
-    with pytest.raises(ValueError, match=r"alpha must lie in \(0, 1\), got 95; for the worst 5 % write 0.95"):
-        cvar_standard_error(np.arange(10.0), 95)
-    with pytest.raises(ValueError, match="loss must be finite, got 1 of 3"):
-        cvar_standard_error([1.0, np.nan, 2.0])
 
 
 # real windows

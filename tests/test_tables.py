@@ -2,7 +2,9 @@
 import pandas as pd
 import pytest
 
-from hirm.tables import answer, beaten, bracketed, digits, in_words, listed, p_value, ratio_table
+from hirm.history import Windows
+from hirm.tables import (answer, band_table, beaten, books_table, bracketed, dates_table, digits, in_time, in_words, listed, p_value, ratio_table,
+                         validation_table)
 
 
 @pytest.mark.parametrize("value, text", [(-0.0, "0.00"), (-1e-300, ">-0.0001"), (1e-6, "<0.0001"), (-1e-6, ">-0.0001"), (0.000123, "0.000123"), (-0.00012, "-0.000120")])
@@ -81,3 +83,37 @@ def test_no_sentence_without_numbers():
 
 def test_numbers_in_words():
     assert [in_words(n) for n in (0, 1, 12, 13)] == ["no", "one", "twelve", "13"]
+
+
+# ---- what a hedger does, and when ------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("seconds, text", [(3, "10 seconds"), (41, "50 seconds"), (89, "90 seconds"), (118, "2 minutes"), (640, "11 minutes"), (5399, "90 minutes"), (9000, "2 hours")])
+def test_a_time_as_a_person_would_say_it(seconds, text):
+    assert in_time(seconds) == text
+
+
+def test_the_dates_of_recorded_environments():
+    table = dates_table({"volmageddon": Windows(start="2018-02-01", end="2018-03-31")})
+    assert table.loc["volmageddon"].to_dict() == {"first start": "2018-02-01", "last start": "2018-03-29", "last day": "2018-06-25", "windows": "40", "independent": "1.3"}
+
+
+def test_a_band_as_text():
+    points = pd.DataFrame({"method": "irm", "vol": [0.18, 0.18, 0.55, 0.55], "days": 10, "moneyness": [1.0, 1.05] * 2, "delta": [0.51, 0.92, 0.52, 0.69],
+                           "lower": [0.4712, 0.9, 0.5, 0.6], "upper": [0.5, 0.95, 0.53, 0.7]})
+    table = band_table(points)
+    assert table.loc[("18", 10), 1.0] == "0.47–0.50 (delta 0.51)" and table.loc[("55", 10), 1.05] == "0.60–0.70 (delta 0.69)" and table.shape == (2, 2)
+
+
+@pytest.mark.parametrize("lowest, shown", [(7, ["2020-03-09", "2020-03-10", "2020-03-11"]), (1, ["2020-03-02", "2020-03-03", "2020-03-04"]), (11, ["2020-03-13", "2020-03-16", "2020-03-17"])])
+def test_books_end_on_the_day_of_the_lowest_price(lowest, shown):
+    days = pd.bdate_range("2020-03-02", periods=12)
+    spot = [0.7 if day == lowest else 1.0 for day in range(12)]
+    rows = {"date": days, "spot": spot, "delta": 0.5, "position": 0.45, "trade": -0.02, "pnl": -0.0123}
+    table = books_table(pd.concat([pd.DataFrame({"method": "irm", **rows}), pd.DataFrame({"method": "delta", **rows}).assign(pnl=-0.02)]), n_days=3)
+    assert list(table.index) == shown
+    assert table.iloc[0].drop("price (%)").to_dict() == {"delta": "0.500", "position": "0.450", "trade": "-0.020", "P&L (%)": "-1.23", "P&L of delta (%)": "-2.00"}
+
+
+def test_what_a_hedger_was_chosen_by():
+    table = validation_table(pd.DataFrame({"hedger": ["delta", "blend"], "scale": [float("nan"), 0.01], "risk": [0.02378, 0.02307], "chosen": [False, True]}))
+    assert table.values.tolist() == [["delta", "–", "2.38", ""], ["blend", "0.01", "2.31", "chosen"]]

@@ -123,7 +123,7 @@ def test_the_tail_alone_gives_the_whole_gradient(tmp_path, monkeypatch, method, 
     if learner.method.dropout:
         learner.policy.drop(0.3, [torch.Generator().manual_seed(seed) for seed in learner.seeds], episode.payoff.shape[1:])
     masks = learner.policy.dropout
-    _, objective = learner._differentiate(episode, weight)
+    _, objective = learner.differentiate(episode, weight)
     found = [p.grad.clone() for p in learner.policy.parameters()]
     learner.policy.dropout = masks
     sample = sample_losses(learner.policy, learner.method, episode, learner.units, learner.risk, weight is not None)
@@ -142,7 +142,7 @@ def test_faint_paths_do_not_matter_to_a_penalty(tmp_path, method, permuted):
     options = config(tmp_path, method=method, n_paths=1024, pretrain=0, ramp=0, penalty_weight=1.0, permute_labels=permuted)
     learner = Learner(options, options.members())
     episode = next(batches(learner.environments, learner.seeds, options))
-    _, objective = learner._differentiate(episode, learner.weights)
+    _, objective = learner.differentiate(episode, learner.weights)
     found = [p.grad.clone() for p in learner.policy.parameters()]
     sample = sample_losses(learner.policy, learner.method, episode, learner.units, learner.risk, True)
     whole, ground = learner.method(sample, learner.weights, {}), sample.risk(sample.loss).mean(-1)
@@ -258,7 +258,7 @@ def test_the_log_of_a_permuted_run_is_in_units_of_spot(tmp_path):
     wanted = cvar(hedge(learner.policy, episode).loss.detach().flatten(2))
     out = learner.update(0, episode)
     for member in range(2):
-        row = learner.row(0, member, out)
+        row = learner.rows(0, out)[member]
         assert [row["risk.low"], row["risk.medium"]] == pytest.approx(wanted[member].tolist(), rel=1e-4)
 
 
