@@ -336,7 +336,7 @@ def phase1_looks(plan: Plan) -> list[Look]:
         after = tuple(job.name for job in jobs if job.cell == cell and job.seed < plan.seeds)
         asked = CELLS[cell] | dict(seeds=seeds, runs=f"runs/{plan.apart('phase1')}")
         found.append(Look("phase1", "evaluate", cell, asked | dict(environments=SHOWN, n_paths=plan.sizes["n_evaluation"] // 5), after))
-        found.append(Look("phase1", "diagnose", cell, asked | dict(n_paths=plan.sizes["n_evaluation"] // 25), after))
+        found.append(Look("phase1", "diagnose", cell, asked | dict(n_paths=max(100, plan.sizes["n_evaluation"] // 25)), after))
     return found
 
 # %% ../nbs/21_campaign.ipynb #ddd78f15
