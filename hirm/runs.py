@@ -379,7 +379,8 @@ def asked_in_the_same_words(
         kept = yaml.safe_load(path.read_text())
         meant = kept.pop("contents", None) or {}
         changed = [name for name, now in config["contents"].items() if meant.get(name) not in (None, now)]
-        if changed and kept == words:
+        asked = {k: v for k, v in kept.items() if k not in LOCAL}
+        if changed and asked == words:
             earlier[path.parent.name] = changed
     return earlier
 

@@ -146,7 +146,7 @@ def test_scale_gap_sees_a_hedge_of_half_the_size():
 def test_the_same_paths_under_two_names_do_not_differ(monkeypatch):
     import hirm.environments
     draw = hirm.environments.stream
-    monkeypatch.setattr(hirm.environments, "stream", lambda seed, purpose, device: draw(seed, purpose.replace("low_again", "low"), device))
+    monkeypatch.setattr(hirm.environments, "stream", lambda seed, purpose: draw(seed, purpose.replace("low_again", "low")))
     worlds = [ENVIRONMENTS["low"], dataclasses.replace(ENVIRONMENTS["low"], name="low_again")]
     seen = diagnose({"it": learned()}, worlds, 200, 0).stability.query("method == 'it' and set == 'all'")
     assert (seen["ig"] == 0).all() and seen["c1"].tolist() == pytest.approx([1, 1]) and seen["c3"].tolist() == pytest.approx([1, 1])
