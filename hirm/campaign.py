@@ -235,7 +235,8 @@ def _coloured(
 ) -> dict:
     "Parameters of an arm in the coloured markets, which is shown the planted column."
     environments = ",".join(f"coloured_{name}" for name in markets)
-    shared = dict(realized_vol=False, extra_features="last_return", environments=environments, validate_on="coloured_home")
+    shared = dict(realized_vol=False, extra_features="last_return", environments=environments, validate_on="coloured_home",
+                  n_evaluation=plan.sizes["n_evaluation"] // 5)
     return _asked(plan, runs, method) | shared | special
 
 
@@ -277,7 +278,7 @@ def phase2_pilot(plan: Plan) -> list[Job]:
 
     def add(cell, arm, method, **special):
         asked = _coloured(plan, "phase2_pilot", method, **special)
-        jobs.append(Job("phase2_pilot", "metrics", cell, arm, f"{cell}-{arm}", asked, n_seeds=3, seed=PILOT_SEED))
+        jobs.append(Job("phase2_pilot", "metrics", cell, arm, f"{cell}-{arm}", asked, n_seeds=2, seed=PILOT_SEED))
 
     for cell, schedule in (("at_once", AT_ONCE), ("three_phases", {})):
         add(cell, "erm", "erm", **schedule)

@@ -173,7 +173,7 @@ def coloured(
 
 _STRENGTHS = {"strong": 0.3, "weak": 0.1, "middle": 0.2, "stronger": 0.4, "none": 0.0, "strong_25": 0.25, "weak_15": 0.15,
               "same": 0.2, "same_again": 0.2}  # trained on
-_JUDGED = {"p30": 0.3, "p20": 0.2, "p10": 0.1, "gone": 0.0, "m10": -0.1, "m20": -0.2, "turned": -0.3}  # from a trend to a reversal
+_JUDGED = {"turned": -0.3, "m20": -0.2, "m10": -0.1, "gone": 0.0, "p10": 0.1, "p20": 0.2, "p30": 0.3}  # from a reversal to a trend
 ENVIRONMENTS |= {f"coloured_{name}": coloured(f"coloured_{name}", "train", phi) for name, phi in _STRENGTHS.items()}
 ENVIRONMENTS |= {f"coloured_{name}": coloured(f"coloured_{name}", "test", phi) for name, phi in _JUDGED.items()}
 ENVIRONMENTS["coloured_home"] = coloured("coloured_home", "validate", 0.2)

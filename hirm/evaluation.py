@@ -24,7 +24,7 @@ from IPython.display import Markdown
 from torch import Tensor
 
 from .config import Config, judged_environments
-from .environments import BLOCK, Environment, common_episodes, nameable_environments
+from .environments import BLOCK, ENVIRONMENTS, Environment, common_episodes, nameable_environments
 from .features import COLUMNS
 from .frictions import Proportional
 from .hedging import CHUNK, Episode, Ledger, hedge
@@ -390,8 +390,11 @@ def how_long(config: Config) -> str:
 
 
 def crises(config: Config) -> list[str]:
-    """Return the crises by which a hedger is summed up: the simulated one, and those of the record; a holdout where it has none."""
-    recorded = [name for name, e in judged_environments(config).items() if e.role == "test" and isinstance(e.market, Windows)]
+    """Return the crises by which a hedger is summed up: the simulated one, and those of the record; a holdout where it has none; all tests of another family."""
+    tests = {name: e for name, e in judged_environments(config).items() if e.role == "test"}
+    if "crisis" not in tests:
+        return list(tests)
+    recorded = [name for name, e in tests.items() if isinstance(e.market, Windows)]
     return ["crisis", *([name for name in recorded if name != "holdout"] or recorded)]
 
 
@@ -485,14 +488,14 @@ def deepest_fall(
 
 
 def scene(
-    environments: Iterable[Environment],  # recorded
+    environments: Iterable[Environment],  # recorded; if there are none, covid of the S&P 500
 ) -> tuple[Environment, pd.Timestamp]:  # and the start day of a window
     """Return the window of covid in which the price falls furthest; where covid is not among them, that of all environments."""
     falls = {}
     for environment in environments:
         lowest = environment.market.paths(dtype=torch.float64).spot.min().item()
         falls[environment.name] = (lowest, environment)
-    _, chosen = falls.get("covid") or min(falls.values(), key=lambda fall: fall[0])
+    _, chosen = falls.get("covid") or min(falls.values(), key=lambda fall: fall[0], default=(0.0, ENVIRONMENTS["covid"]))
     return chosen, deepest_fall(chosen.market)
 
 

@@ -210,20 +210,22 @@ def beaten(
 def answer(
     change: pd.Series,  # of one hedger, from `beaten`
     reference: str = "delta",
+    where: str = "crisis",  # what each is called
 ) -> str:
     """Say in one sentence in how many crises a hedger loses less than the reference, and by how much."""
     if change.empty or not np.isfinite(change).all():
         raise ValueError(f"a sentence needs one finite change per crisis, got {change.to_dict()}; judge the crises first")
     n, won = len(change), int((change < 0).sum())
+    several = {"crisis": "crises"}.get(where, f"{where}s")
     if n == 1:
-        where = f"In the one crisis this hedger {'loses' if won else 'does not lose'}"
+        said = f"In the one {where} this hedger {'loses' if won else 'does not lose'}"
     elif won == 0:
-        where = f"In none of the {in_words(n)} crises does this hedger lose"
+        said = f"In none of the {in_words(n)} {several} does this hedger lose"
     else:
         count = "all" if won == n else f"{in_words(won)} of"
-        where = f"In {count} {in_words(n)} crises this hedger loses"
+        said = f"In {count} {in_words(n)} {several} this hedger loses"
     less = [f"{digits(-100 * x, 2)} % less in {name}" for name, x in change.items() if x < 0]
     more = [f"{digits(100 * x, 2)} % more in {name}" for name, x in change.items() if x > 0]
     same = [f"as much in {name}" for name, x in change.items() if x == 0]
     parts = [listed(part, "", "{names}", "{names}") for part in (less, more, same) if part]
-    return f"{where} less than {reference} in its worst 5 % of cases: {'; '.join(parts)}."
+    return f"{said} less than {reference} in its worst 5 % of cases: {'; '.join(parts)}."
