@@ -189,13 +189,19 @@ def arms_of(campaign, plan=Plan()):
     return found
 
 
+FEW = {"weights", "long_ramp", "large_batch", "levels", "markets_3", "markets_5"}  # shown beside the planted case with a few seeds
+
+
 def test_every_arm_of_the_planted_case_has_its_permuted_twin_on_the_same_seeds():
     arms = arms_of("phase2")
-    assert {cell for cell, _ in arms} == {"primary", "three_phases", "dose_0", "dose_0.1", "dose_0.4", "markets_3", "markets_5"}
+    assert {cell for cell, _ in arms} == FEW | {"primary", "three_phases", "dose_0", "dose_0.1", "dose_0.4"}
+    assert arms.pop(("primary", "oracle")) == list(range(5))
+    assert arms.pop(("primary", "erm_blind")) == list(range(30))
     for (cell, arm), seeds in arms.items():
-        assert seeds == list(range(30 if cell == "primary" else 10))
-        if arm != "erm_blind": assert arms[cell, arm.removesuffix("_permuted") + "_permuted"] == seeds
-    assert ("primary", "erm_blind") in arms
+        if cell == "weights":
+            continue  # of a method whose twin stands in the primary cell, at the registered weight
+        assert seeds == list(range(30 if cell == "primary" else 5 if cell in FEW else 10))
+        assert arms[cell, arm.removesuffix("_permuted") + "_permuted"] == seeds
 
 
 def test_a_cell_of_the_planted_case_differs_in_method_weight_and_labels_only():
@@ -203,13 +209,25 @@ def test_a_cell_of_the_planted_case_differs_in_method_weight_and_labels_only():
     for job in jobs("phase2", Plan()):
         asked = {name: value for name, value in job.asked.items() if name not in ("method", "penalty_weight", "permute_labels")}
         if job.arm == "erm_blind": asked["extra_features"] = "last_return"
+        if job.arm == "oracle": asked["environments"] = "coloured_strong,coloured_weak"
         assert shared.setdefault(job.cell, asked) == asked, job.name
+    of_phase1 = shared.pop("levels")
+    assert of_phase1["environments"] == "low,medium" and of_phase1["realized_vol"] is True and "extra_features" not in of_phase1
     assert all(asked["realized_vol"] is False and asked["validate_on"] == "coloured_home" for asked in shared.values())
     assert "pretrain" in shared["primary"] and "pretrain" not in shared["three_phases"]
+    assert {shared[cell]["environments"].count(",") for cell in ("markets_3", "markets_5")} == {2, 4}
+
+
+def test_the_swept_weights_are_those_of_the_plan():
+    weights = {}
+    for job in jobs("phase2", Plan()):
+        if "penalty_weight" in job.asked and job.cell in ("primary", "weights"):
+            weights.setdefault(job.asked["method"], set()).add(job.asked["penalty_weight"])
+    assert weights == {"irm": {0.01, 0.1, 1, 10}, "hirm": {0.01, 0.1, 1, 10, 100}, "vrex": {1, 5, 10, 100, 1000}}
 
 
 def test_the_pilot_spends_seeds_that_no_other_campaign_uses():
-    pilot = set(range(2000, 2003))
+    pilot = {2000, 2001}
     assert {seed for seeds in arms_of("phase2_pilot").values() for seed in seeds} == pilot
     for campaign in set(CAMPAIGNS) - {"phase2_pilot"}:
         assert not pilot & {seed for seeds in arms_of(campaign).values() for seed in seeds}
