@@ -282,6 +282,16 @@ def _of_phase1(plan: Plan, runs: str, method: str, **special) -> dict:
     return _asked(plan, runs, method) | _fewer_paths(plan) | special
 
 
+def _levels(plan: Plan) -> list[Job]:
+    "The methods of the planted case in Phase 1's own worlds, and what Phase 1 held beside them."
+    jobs = _twins(plan, "levels", plan.few, asked=_of_phase1, **AT_ONCE)
+    special = {"erm_reg": dict(method="erm_reg"), "erm_blind": dict(realized_vol=False), "oracle": dict(environments="low,medium,high,crisis")}
+    for arm, changed in special.items():
+        asked = _of_phase1(plan, "phase2", **dict(method="erm") | AT_ONCE | changed)
+        jobs.append(Job("phase2", "metrics", "levels", arm, f"levels-{arm}", asked, plan.few))
+    return jobs
+
+
 def phase2(plan: Plan) -> list[Job]:
     "The jobs of the planted case: the primary cell and what stands beside it, doses, schedules, numbers of markets, and Phase 1's worlds."
     jobs = _twins(plan, "primary", plan.primary_seeds, **AT_ONCE) + _beside_the_primary_cell(plan)
@@ -291,7 +301,7 @@ def phase2(plan: Plan) -> list[Job]:
     jobs += _twins(plan, "three_phases", plan.seeds)
     jobs += _twins(plan, "long_ramp", plan.few, ("hirm", "vrex"), pretrain=0, ramp=plan.sizes["updates"] // 2)
     jobs += _twins(plan, "large_batch", plan.few, ("hirm",), n_paths=2 * plan.sizes["n_paths"], **AT_ONCE)
-    jobs += _twins(plan, "levels", plan.few, asked=_of_phase1, **AT_ONCE)
+    jobs += _levels(plan)
     for markets in (("strong", "middle", "weak"), ("strong", "strong_25", "middle", "weak_15", "weak")):
         jobs += _twins(plan, f"markets_{len(markets)}", plan.few, ("hirm", "vrex"), markets=markets, **AT_ONCE)
     return jobs

@@ -197,6 +197,7 @@ def test_every_arm_of_the_planted_case_has_its_permuted_twin_on_the_same_seeds()
     assert {cell for cell, _ in arms} == FEW | {"primary", "three_phases", "dose_0", "dose_0.1", "dose_0.4"}
     assert arms.pop(("primary", "oracle")) == list(range(5))
     assert arms.pop(("primary", "erm_blind")) == list(range(30))
+    for arm in ("erm_reg", "erm_blind", "oracle"): assert arms.pop(("levels", arm)) == list(range(5))
     for (cell, arm), seeds in arms.items():
         if cell == "weights":
             continue  # of a method whose twin stands in the primary cell, at the registered weight
@@ -208,8 +209,8 @@ def test_a_cell_of_the_planted_case_differs_in_method_weight_and_labels_only():
     shared = {}
     for job in jobs("phase2", Plan()):
         asked = {name: value for name, value in job.asked.items() if name not in ("method", "penalty_weight", "permute_labels")}
-        if job.arm == "erm_blind": asked["extra_features"] = "last_return"
-        if job.arm == "oracle": asked["environments"] = "coloured_strong,coloured_weak"
+        if job.arm == "erm_blind": asked |= dict(realized_vol=True) if job.cell == "levels" else dict(extra_features="last_return")
+        if job.arm == "oracle": asked["environments"] = "low,medium" if job.cell == "levels" else "coloured_strong,coloured_weak"
         assert shared.setdefault(job.cell, asked) == asked, job.name
     of_phase1 = shared.pop("levels")
     assert of_phase1["environments"] == "low,medium" and of_phase1["realized_vol"] is True and "extra_features" not in of_phase1
