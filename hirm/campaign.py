@@ -264,16 +264,21 @@ def _twins(
 
 
 # %% ../nbs/21_campaign.ipynb #26f164ce
+def _few(plan: Plan) -> int:
+    "Seeds of what is shown beside the planted case and tested nowhere."
+    return min(plan.seeds, 3)
+
+
 def _beside_the_primary_cell(plan: Plan) -> list[Job]:
     "The ERM that is not shown the column, the ERM that has met what it is judged by, and other weights of each penalty."
     blind = _coloured(plan, "phase2", "erm", **AT_ONCE, extra_features="")
     met = _coloured(plan, "phase2", "erm", ("strong", "weak", "gone", "turned"), **AT_ONCE)
     jobs = split(Job("phase2", "metrics", "primary", "erm_blind", "primary-erm_blind", blind, plan.primary_seeds), soon=plan.primary_seeds)
-    jobs += split(Job("phase2", "metrics", "primary", "oracle", "primary-oracle", met, plan.few), soon=plan.few)
+    jobs += split(Job("phase2", "metrics", "primary", "oracle", "primary-oracle", met, _few(plan)), soon=_few(plan))
     for method, weights in SWEPT.items():
         for weight in weights:
             asked = _coloured(plan, "phase2", method, **AT_ONCE, penalty_weight=weight)
-            jobs.append(Job("phase2", "metrics", "weights", method, f"weights-{method}-{weight:g}", asked, plan.few))
+            jobs.append(Job("phase2", "metrics", "weights", method, f"weights-{method}-{weight:g}", asked, _few(plan)))
     return jobs
 
 
@@ -284,11 +289,11 @@ def _of_phase1(plan: Plan, runs: str, method: str, **special) -> dict:
 
 def _levels(plan: Plan) -> list[Job]:
     "The methods of the planted case in Phase 1's own worlds, and what Phase 1 held beside them."
-    jobs = _twins(plan, "levels", plan.few, asked=_of_phase1, **AT_ONCE)
+    jobs = _twins(plan, "levels", _few(plan), asked=_of_phase1, **AT_ONCE)
     special = {"erm_reg": dict(method="erm_reg"), "erm_blind": dict(realized_vol=False), "oracle": dict(environments="low,medium,high,crisis")}
     for arm, changed in special.items():
         asked = _of_phase1(plan, "phase2", **dict(method="erm") | AT_ONCE | changed)
-        jobs.append(Job("phase2", "metrics", "levels", arm, f"levels-{arm}", asked, plan.few))
+        jobs.append(Job("phase2", "metrics", "levels", arm, f"levels-{arm}", asked, _few(plan)))
     return jobs
 
 
@@ -297,13 +302,13 @@ def phase2(plan: Plan) -> list[Job]:
     jobs = _twins(plan, "primary", plan.primary_seeds, **AT_ONCE) + _beside_the_primary_cell(plan)
     for dose, markets in _PAIRS.items():
         if dose != 0.2:  # the primary cell's
-            jobs += _twins(plan, f"dose_{dose:g}", plan.seeds, markets=markets, **AT_ONCE)
+            jobs += _twins(plan, f"dose_{dose:g}", plan.seeds, ("hirm", "vrex"), markets=markets, **AT_ONCE)
     jobs += _twins(plan, "three_phases", plan.seeds)
-    jobs += _twins(plan, "long_ramp", plan.few, ("hirm", "vrex"), pretrain=0, ramp=plan.sizes["updates"] // 2)
-    jobs += _twins(plan, "large_batch", plan.few, ("hirm",), n_paths=2 * plan.sizes["n_paths"], **AT_ONCE)
+    jobs += _twins(plan, "long_ramp", _few(plan), ("hirm", "vrex"), pretrain=0, ramp=plan.sizes["updates"] // 2)
+    jobs += _twins(plan, "large_batch", _few(plan), ("hirm",), n_paths=2 * plan.sizes["n_paths"], **AT_ONCE)
     jobs += _levels(plan)
     for markets in (("strong", "middle", "weak"), ("strong", "strong_25", "middle", "weak_15", "weak")):
-        jobs += _twins(plan, f"markets_{len(markets)}", plan.few, ("hirm", "vrex"), markets=markets, **AT_ONCE)
+        jobs += _twins(plan, f"markets_{len(markets)}", _few(plan), ("hirm", "vrex"), markets=markets, **AT_ONCE)
     return jobs
 
 

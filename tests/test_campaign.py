@@ -195,13 +195,13 @@ FEW = {"weights", "long_ramp", "large_batch", "levels", "markets_3", "markets_5"
 def test_every_arm_of_the_planted_case_has_its_permuted_twin_on_the_same_seeds():
     arms = arms_of("phase2")
     assert {cell for cell, _ in arms} == FEW | {"primary", "three_phases", "dose_0", "dose_0.1", "dose_0.4"}
-    assert arms.pop(("primary", "oracle")) == list(range(5))
+    assert arms.pop(("primary", "oracle")) == list(range(3))
     assert arms.pop(("primary", "erm_blind")) == list(range(30))
-    for arm in ("erm_reg", "erm_blind", "oracle"): assert arms.pop(("levels", arm)) == list(range(5))
+    for arm in ("erm_reg", "erm_blind", "oracle"): assert arms.pop(("levels", arm)) == list(range(3))
     for (cell, arm), seeds in arms.items():
         if cell == "weights":
             continue  # of a method whose twin stands in the primary cell, at the registered weight
-        assert seeds == list(range(30 if cell == "primary" else 5 if cell in FEW else 10))
+        assert seeds == list(range(30 if cell == "primary" else 3 if cell in FEW else 10))
         assert arms[cell, arm.removesuffix("_permuted") + "_permuted"] == seeds
 
 
