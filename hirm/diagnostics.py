@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VOLS', 'gap', 'worst_group', 'rolling_risk', 'variation', 'alignment', 'separation', 'stability', 'tail_curvature',
-           'head_regret', 'Traces', 'traces', 'Diagnosis', 'diagnose', 'sensitivity']
+           'head_regret', 'Traces', 'traces', 'Diagnosis', 'diagnose', 'sensitivity', 'response']
 
 # %% ../nbs/20_diagnostics.ipynb #d087f8ad
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -279,3 +279,27 @@ def sensitivity(
             position, off = torch.cat(part, 1).mean(1).unbind(-1)
             rows.append(_rows(name, {"position": position, "from_delta": off.sqrt()}, seeds, environment=environment.name, realized_vol=vol))
     return pd.concat(rows, ignore_index=True)
+
+# %% ../nbs/20_diagnostics.ipynb #resp0002
+@torch.no_grad()
+def response(
+    policy: Callable,  # members on the leading axis
+    environment: Environment,  # whose paths are hedged
+    column: str,  # that is shown otherwise, a key of COLUMNS
+    n_paths: int,
+    seed: int,  # of the evaluation paths
+    *,
+    low: float = -1.0,  # shown first
+    high: float = 1.0,  # shown then
+) -> pd.DataFrame:  # one row per member: change (mean size, shares per call) and signed (its mean)
+    """Return how a position changes when a column goes from one value to another, all else held."""
+    def shown(value):
+        return Probe(f"{column} {value:g}", columns={column: lambda x: torch.full_like(x, value)})
+
+    changes = []
+    for episode in common_episodes(environment, n_paths, "evaluation", seed):
+        before, after = (torch.cat([policy(piece)[..., 0] for piece in pieces(episode, CHUNK, shown(value))], 1) for value in (low, high))
+        changes.append(after - before)
+    change = torch.cat(changes, 1).double()
+    return pd.DataFrame({"change": change.abs().mean((1, 2)), "signed": change.mean((1, 2))})
+
