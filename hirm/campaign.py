@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CELLS', 'PRIMARY', 'MOST_SEEDS', 'SIDE_BY_SIDE', 'FAMILY', 'PILOT_SEED', 'PENALTIES', 'SWEPT', 'AT_ONCE', 'TOGETHER',
-           'SHOWN', 'BASELINES', 'LEFT_OUT', 'CAMPAIGNS', 'Plan', 'as_plan', 'Job', 'split', 'words', 'phase1',
-           'learning', 'phase2', 'phase2_pilot', 'main_job', 'Look', 'phase1_looks', 'runs_of', 'judged', 'diverged',
-           'Campaign', 'seen', 'jobs', 'gather']
+           'SHOWN', 'BASELINES', 'LEFT_OUT', 'PLANTED_COLUMN', 'SHOWN_VOLS', 'CAMPAIGNS', 'Plan', 'as_plan', 'Job',
+           'split', 'words', 'phase1', 'learning', 'phase2', 'phase2_pilot', 'main_job', 'Look', 'phase1_looks',
+           'runs_of', 'judged', 'diverged', 'Campaign', 'seen', 'jobs', 'gather']
 
 # %% ../nbs/21_campaign.ipynb #ee4400b8
 import math
@@ -14,15 +14,18 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 
+import numpy as np
 import pandas as pd
 import yaml
 
-from .config import SCALES, as_config, judged_environments
+from .config import SCALES, Config, as_config, judged_environments
+from .diagnostics import diagnose, response
+from .environments import Environment, nameable_environments
 from .objectives import METHODS
 from .parameters import one_of, read_names, read_whole
 from .runs import Run, published
-from .stats import CRITERIA, PERMUTED
-from .training import curves, records
+from .stats import CRITERIA, PERMUTED, planted_verdict
+from .training import curves, load_policy, records
 
 # %% ../nbs/21_campaign.ipynb #5d48ab57
 CELLS = {  # hedgers that are compared with each other: of one kind, and seeing the same features
@@ -221,8 +224,8 @@ def learning(plan: Plan) -> list[Job]:
 
 # %% ../nbs/21_campaign.ipynb #eb45e417
 PILOT_SEED = 2000  # first seed of the pilot
-PENALTIES = {"hirm": 10.0, "vrex": 100.0, "irm": 10.0}  # fixed by the pilot
-SWEPT = {"irm": (0.01, 0.1, 1.0), "hirm": (0.01, 0.1, 1.0, 100.0), "vrex": (1.0, 5.0, 10.0, 1000.0)}  # other weights
+PENALTIES = {"hirm": 1.0, "vrex": 100.0, "irm": 10.0}  # of least regret in the pilot
+SWEPT = {"irm": (0.01, 0.1, 1.0), "hirm": (0.01, 0.1, 10.0, 100.0), "vrex": (1.0, 5.0, 10.0, 1000.0)}  # other weights
 AT_ONCE = dict(pretrain=0, ramp=0)  # the penalty is on from the first update
 _PAIRS = {0.0: ("same", "same_again"), 0.1: ("strong_25", "weak_15"), 0.2: ("strong", "weak"), 0.4: ("stronger", "none")}  # by dose
 
@@ -326,8 +329,8 @@ def phase2_pilot(plan: Plan) -> list[Job]:
         for method, swept in weights.items():
             add(cell, method, method, penalty_weight=swept, **schedule)
     add("at_once", "erm_blind", "erm", **AT_ONCE, extra_features="")
-    for method, weight in PENALTIES.items():
-        add("at_once", f"{method}_permuted", method, penalty_weight=weight, permute_labels=True, **AT_ONCE)
+    for method, swept in weights.items():  # twins at the middle weight
+        add("at_once", f"{method}_permuted", method, penalty_weight=swept[1], permute_labels=True, **AT_ONCE)
     return jobs
 
 # %% ../nbs/21_campaign.ipynb #c03197e5
@@ -506,13 +509,88 @@ def _hedgers(plan: Plan, runs: list[tuple[Job, Run]]) -> dict[str, pd.DataFrame]
     return dict(hedgers=table.round(8), validation=pd.concat(validations, ignore_index=True).round(8))
 
 
+def _alike(runs: list[tuple[Job, Run]]) -> list[tuple[Job, list[Run]]]:
+    "Runs trained to their end, those of one arm and one weight together."
+    groups = {}
+    for job, run in runs:
+        if run.diverged is None:
+            groups.setdefault((job.cell, job.arm, run.config["penalty_weight"]), []).append((job, run))
+    return [(rows[0][0], [run for _, run in rows]) for rows in groups.values()]
+
+
+def _beforehand(config: Config) -> dict[str, Environment]:
+    "What was known before any test: the environments trained on, and the one validated on."
+    known = nameable_environments()
+    return {name: known[name] for name in (*config.names, config.validate_on)}
+
+
+PLANTED_COLUMN, SHOWN_VOLS = "last_return", dict(low=0.08, high=0.55)
+
+
+def _listens(policy, config: Config, environment: Environment, n_paths: int) -> pd.DataFrame:
+    "How each member answers to the column by which it may be misled; NaN where it is shown none."
+    if PLANTED_COLUMN in config.columns:
+        return response(policy, environment, PLANTED_COLUMN, n_paths, seed=0)
+    if "realized_vol" in config.columns:
+        return response(policy, environment, "realized_vol", n_paths, seed=0, **SHOWN_VOLS)
+    return pd.DataFrame(math.nan, index=range(len(policy.head)), columns=["change", "signed"])
+
+
+def _insides(plan: Plan, runs: list[tuple[Job, Run]]) -> dict[str, pd.DataFrame]:
+    "One row per run: its diagnostics, all of them from training and validation environments."
+    frames, n_paths = [], max(100, plan.sizes["n_evaluation"] // 50)
+    for job, own in _alike(runs):
+        config = as_config(job.parameters | dict(device="cpu"))
+        policy, environments = load_policy(own), _beforehand(config)
+        seeds = [run.config["seed"] - job.first for run in own]
+        looked = diagnose({job.arm: policy}, environments.values(), n_paths, seed=0, seeds=seeds)
+        mine = looked.stability.query("method == @job.arm and set == 'train'").drop(columns=["method", "set"]).reset_index(drop=True)
+        each = looked.environments.query("method == @job.arm").groupby("seed", sort=False)
+        means = each[["regret", "slope", "vr", "scale_gap"]].mean().reset_index(drop=True)
+        logs = [run.metrics() for run in own]
+        facts = dict(cell=job.cell, method=job.arm, penalty_weight=own[0].config["penalty_weight"],
+                     validation=[run.manifest()["checkpoints"][0]["score"] for run in own],
+                     step=[run.manifest()["checkpoints"][0]["step"] for run in own],
+                     penalty=[log["penalty"].iloc[-1] for log in logs])
+        listens = _listens(policy, config, environments[config.validate_on], n_paths)
+        frames.append(pd.concat([mine.assign(**facts), means, listens], axis=1))
+    return {"insides": pd.concat(frames, ignore_index=True).round(8)}
+
+
+def _planted_tails(plan: Plan, runs: list[tuple[Job, Run]]) -> dict[str, pd.DataFrame]:
+    "Quantiles of the loss of the primary cell's hedgers at home and where the sign has turned, mean over the seeds."
+    shown, frames = ("coloured_home", "coloured_turned"), []
+    for job, run in runs:
+        if job.cell == "primary" and run.diverged is None:
+            tails = pd.read_csv(run.artifacts / "tails.csv")
+            here = tails["environment"].isin(shown)
+            frames.append(tails[here & (tails["method"] == job.asked["method"])].assign(method=job.arm))
+            frames.append(tails[here & (tails["method"] == "delta")])
+    keys = [name for name in frames[0].columns if name in ("method", "environment", "level", "quantile")]
+    values = [name for name in frames[0].select_dtypes("number") if name not in (*keys, "seed", "member")]
+    return {"tails": pd.concat(frames).groupby(keys, sort=False)[values].mean().reset_index().round(8)}
+
+
+def _planted_scores(plan: Plan, runs: list[tuple[Job, Run]]) -> dict[str, pd.DataFrame]:
+    "The verdict on the planted case; none while a seed of it diverged."
+    primary = judged([(job, run) for job, run in runs if job.cell == "primary" and job.arm != "oracle"], ("cell",))
+    if primary["cvar95"].isna().any():
+        return {}
+    return {"verdict": planted_verdict(primary, np.random.default_rng(0)).reset_index().round(8)}
+
+
+def _of_phase2(plan: Plan, runs: list[tuple[Job, Run]]) -> dict[str, pd.DataFrame]:
+    "What is published beside the judged runs of Phase 2."
+    return _insides(plan, runs) | _planted_tails(plan, runs) | _planted_scores(plan, runs)
+
+
 CAMPAIGNS = {
     "main_job": Campaign(main_job, tables=_hedgers, facts=("realized_vol",)),
     "learning": Campaign(learning, tables=_validation),
     "phase1": Campaign(phase1, phase1_looks, lambda plan, runs: _probed(plan) | _diagnosed(plan),
                        pages=("book/phase1.ipynb", "book/learning.ipynb", "nbs/index.ipynb")),
     "phase2_pilot": Campaign(phase2_pilot, facts=("cell", "penalty_weight")),
-    "phase2": Campaign(phase2, facts=("cell", "penalty_weight")),
+    "phase2": Campaign(phase2, tables=_of_phase2, facts=("cell", "penalty_weight")),
 }
 
 # %% ../nbs/21_campaign.ipynb #7b52ef59

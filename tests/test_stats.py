@@ -1,5 +1,6 @@
 """Statistics: the promises of size, coverage and power on laws whose answer is known, and the door that drops nobody."""
 import ast
+import json
 import itertools
 import re
 import warnings
@@ -11,6 +12,7 @@ import pandas as pd
 import pytest
 import scipy.stats as st
 
+from hirm.campaign import PENALTIES
 from hirm.stats import (CONTROLS, CRITERIA, PLANTED, apart, bca, block_interval, compare, Criteria, degradation, dose_slope, holm,
                         iqm, label_effect, log_ratio, pair, Planted, planted_verdict, pnl_difference, probability_of_improvement,
                         regret, sign_flip, verdict, within)
@@ -333,6 +335,14 @@ def test_preregistration_holds_the_numbers_of_the_code():
     page = (Path(__file__).parents[1] / "book" / "preregistration.md").read_text()
     written = {name: ast.literal_eval(value) for name, value in re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", page, flags=re.M) if hasattr(CRITERIA, name)}
     assert written == asdict(CRITERIA)
+
+
+def test_the_second_preregistration_holds_the_numbers_of_the_code():
+    page = json.loads((Path(__file__).parents[1] / "book" / "preregistration2.ipynb").read_text())
+    text = "".join("".join(cell["source"]) + "\n" for cell in page["cells"] if cell["cell_type"] == "markdown")
+    written = {name: ast.literal_eval(value) for name, value in re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", text, flags=re.M)}
+    assert written == asdict(PLANTED)
+    for method, name in (("hirm", "head-only IRM"), ("vrex", "V-REx"), ("irm", "IRM")): assert f"{name} {PENALTIES[method]:g}" in text
 
 
 # what the labels add
