@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from datetime import date, timedelta
 from pathlib import Path
 
 import nbformat
@@ -19,7 +20,8 @@ import yaml
 
 from conftest import ROOT
 from hirm.campaign import BASELINES, CAMPAIGNS, CELLS, Job, Plan, as_plan, diverged, gather, jobs, judged, runs_of, split, words
-from hirm.config import SCALES, as_config
+from hirm.config import as_config
+from hirm.history import CRISES
 from hirm.launch import default_parameters
 from hirm.runs import Record, Run
 
@@ -152,11 +154,18 @@ def test_what_diverged_is_read_from_the_records(tmp_path, members, whole):
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    "A copy of the project, of the smallest sizes."
+    "A copy of the project, of the smallest sizes, in which a crisis keeps its first weeks only."
     to = tmp_path_factory.mktemp("campaign")
     for name in ("nbs", "hirm", "profiles"): shutil.copytree(ROOT / name, to / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
     shutil.copytree(ROOT / "book" / "results", to / "book" / "results")
     for name in ("settings.ini", "Snakefile"): shutil.copy(ROOT / name, to)
+    source = to / "hirm" / "history.py"  # in the file, for every process of the campaign: what a crisis is belongs to a run's name
+    text = source.read_text()
+    for first, last in CRISES.values():
+        early = min(str(date.fromisoformat(first) + timedelta(days=40)), last)
+        assert text.count(f'("{first}", "{last}")') == 1
+        text = text.replace(f'("{first}", "{last}")', f'("{first}", "{early}")')
+    source.write_text(text)
     return to
 
 
@@ -237,7 +246,6 @@ def test_the_pilot_spends_seeds_that_no_other_campaign_uses():
 @pytest.fixture(scope="module")
 def ended(command):
     "How Phase 1 went: killed in the middle of a job, locked, unlocked, and continued to its end."
-    pytest.xfail("a job whose members all diverge still ends the campaign when it is run by the warm process")
     said = [command("snakemake", "-c1", *PHASE1, **PLANTED), command("snakemake", "-c1", *PHASE1), command("snakemake", "--unlock", *PHASE1),
             command("snakemake", "-c1", *PHASE1, **PLANTED)]
     assert said[-1].returncode == 0, said[-1].stdout[-5000:]
@@ -293,7 +301,8 @@ def test_every_arm_and_seed_is_gathered(results):
     assert {"low", "medium", "high", "crisis", "crisis_broken", "gfc", "covid"} <= environments
     for table in (metrics, controls):
         own = table[table["job"] != "baseline"]
-        assert own.groupby("method")["seed"].unique().map(sorted).map(tuple).eq((0, 1)).all() and own.groupby(["method", "seed"]).size().eq(len(environments)).all()
+        assert set(own.groupby("method")["seed"].unique().map(sorted).map(tuple)) == {(0, 1)}
+        assert own.groupby(["method", "seed"]).size().eq(len(environments)).all()
         assert table[table["job"] == "baseline"].groupby(["method", "environment"]).size().eq(1).all()
     swept = weights[weights["job"] != "baseline"].groupby("method")
     assert swept["penalty_weight"].nunique().eq(3).all() and swept["seed"].nunique().eq(3).all() and swept.size().eq(9 * len(environments)).all()
@@ -312,7 +321,6 @@ def test_who_diverged_stands_without_numbers_and_is_left_out_of_the_looks(result
         lost = results[table][results[table]["cvar95"].isna()]
         assert set(lost["method"]) == {method} and set(lost["seed"]) == seeds and set(lost["selection"]) == {"diverged at update 5"}
     for page in ("probes", "stability"): assert "vrex" not in set(results[page]["method"]) and {"irm", "erm", "oracle"} <= set(results[page]["method"])
-    assert "left out: seed 1 diverged at update 5" in json.dumps(notebook(project, "evaluate-band-seeing"))
     assert "training diverged" in (project / "runs" / "phase1_smoke" / "logs" / f"{WHOLLY}.log").read_text()
 
 

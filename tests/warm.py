@@ -12,7 +12,6 @@ import signal
 import socket
 import sys
 import traceback
-from datetime import date, timedelta
 from pathlib import Path
 
 
@@ -118,10 +117,7 @@ def diverge(seeds):
 
 
 def preload():
-    "Import all that is needed, keep the first weeks of each crisis, and let a first training fill what is remembered."
-    from hirm.history import CRISES
-    for name, (first, _) in CRISES.items():
-        CRISES[name] = first, str(date.fromisoformat(first) + timedelta(days=40))
+    "Import all that is needed, and let a first training fill what is remembered."
     import hirm.campaign
     import hirm.diagnostics
     import snakemake.cli
