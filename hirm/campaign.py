@@ -546,7 +546,7 @@ def _insides(plan: Plan, runs: list[tuple[Job, Run]]) -> dict[str, pd.DataFrame]
         looked = diagnose({job.arm: policy}, environments.values(), n_paths, seed=0, seeds=seeds)
         mine = looked.stability.query("method == @job.arm and set == 'train'").drop(columns=["method", "set"]).reset_index(drop=True)
         each = looked.environments.query("method == @job.arm").groupby("seed", sort=False)
-        means = each[["regret", "slope", "vr", "scale_gap"]].mean().reset_index(drop=True)
+        means = each[["regret", "slope", "vr", "scale_gap"]].mean().reset_index(drop=True).rename(columns={"regret": "head_regret"})
         logs = [run.metrics() for run in own]
         facts = dict(cell=job.cell, method=job.arm, penalty_weight=own[0].config["penalty_weight"],
                      validation=[run.manifest()["checkpoints"][0]["score"] for run in own],

@@ -403,12 +403,11 @@ def planted_verdict(
     generator: np.random.Generator, # of the sign flips
     criteria: Planted = PLANTED,
 ) -> pd.DataFrame:                  # one row per method: regret, its ratios to ERM's and to the twin's, share of flat seeds, p, verdict
-    """Judge by sign flips whether a method's regret lies below ERM's by the margin and below its permuted twin's: both must hold."""
+    """Judge by sign flips whether a method's regret lies below ERM's by the margin and below its permuted twin's: both must hold, on the method's own seeds."""
     c, rows = criteria, {}
-    def regrets(method):
-        return np.log(regret(frame, method, c.blind, c.environments, c.metric))
     for m in (c.primary, *c.others):
-        own, erm, twin = regrets(m), regrets(c.baseline), regrets(f"{m}_permuted")
+        paired = frame[frame["seed"].isin(frame.loc[frame["method"] == m, "seed"])]
+        own, erm, twin = (np.log(regret(paired, arm, c.blind, c.environments, c.metric)) for arm in (m, c.baseline, f"{m}_permuted"))
         against_erm, against_twin = own - erm, own - twin
         p = max(sign_flip(against_erm, np.log(1 - c.improvement), generator), sign_flip(against_twin, 0.0, generator))
         flat = int((np.exp(own) < c.flat).sum())
