@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CELLS', 'PRIMARY', 'MOST_SEEDS', 'SIDE_BY_SIDE', 'FAMILY', 'PILOT_SEED', 'PENALTIES', 'SWEPT', 'AT_ONCE', 'TOGETHER',
-           'SHOWN', 'BASELINES', 'LEFT_OUT', 'PLANTED_COLUMN', 'SHOWN_VOLS', 'CAMPAIGNS', 'Plan', 'as_plan', 'Job',
-           'split', 'words', 'phase1', 'learning', 'phase2', 'phase2_pilot', 'main_job', 'Look', 'phase1_looks',
+           'SHOWN', 'BASELINES', 'LEFT_OUT', 'PLANTED_COLUMN', 'SHOWN_VOLS', 'PROBED', 'CAMPAIGNS', 'Plan', 'as_plan',
+           'Job', 'split', 'words', 'phase1', 'learning', 'phase2', 'phase2_pilot', 'main_job', 'Look', 'phase1_looks',
            'runs_of', 'judged', 'diverged', 'Campaign', 'seen', 'jobs', 'gather']
 
 # %% ../nbs/21_campaign.ipynb #ee4400b8
@@ -13,14 +13,16 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import yaml
 
 from .config import SCALES, Config, as_config, judged_environments
-from .diagnostics import diagnose, response
+from .diagnostics import diagnose, response, tells_column, tells_environment
 from .environments import Environment, nameable_environments
+from .features import USUAL, features
 from .objectives import METHODS
 from .parameters import one_of, read_names, read_whole
 from .runs import Run, published
@@ -557,6 +559,32 @@ def _insides(plan: Plan, runs: list[tuple[Job, Run]]) -> dict[str, pd.DataFrame]
     return {"insides": pd.concat(frames, ignore_index=True).round(8)}
 
 
+PROBED = {  # cell: what a linear probe is to tell apart, and the column that it is to tell, where
+    "primary": (("coloured_p30", "coloured_gone", "coloured_turned"), PLANTED_COLUMN, "coloured_home"),
+    "levels": (("low", "medium", "high", "crisis"), "realized_vol", "medium"),
+}
+
+
+def _told(see: Callable, cell: str, n_paths: int) -> dict:
+    "What linear probes read in what is seen, one number per member."
+    apart, column, where = PROBED[cell]
+    known = nameable_environments()
+    return dict(environment=tells_environment(see, [known[name] for name in apart], n_paths, seed=0),
+                column=tells_column(see, known[where], column, n_paths, seed=0))
+
+
+def _known(plan: Plan, runs: list[tuple[Job, Run]]) -> dict[str, pd.DataFrame]:
+    "What the representations of a few seeds know of the regime and of the tempting column, beside the features themselves."
+    frames, n_paths = [], max(100, plan.sizes["n_evaluation"] // 200)
+    for job, own in _alike([(job, run) for job, run in runs if job.cell in PROBED and run.config["seed"] - job.first < plan.few]):
+        told = _told(load_policy(own).representation, job.cell, n_paths)
+        frames.append(pd.DataFrame(told).assign(cell=job.cell, method=job.arm, seed=[run.config["seed"] - job.first for run in own]))
+    for cell, (_, column, _) in PROBED.items():
+        shown = partial(features, columns=(*USUAL[:3], column))
+        frames.append(pd.DataFrame(_told(shown, cell, n_paths)).assign(cell=cell, method="features", seed=0))
+    return {"known": pd.concat(frames, ignore_index=True).round(6)}
+
+
 def _planted_tails(plan: Plan, runs: list[tuple[Job, Run]]) -> dict[str, pd.DataFrame]:
     "Quantiles of the loss of the primary cell's hedgers at home and where the sign has turned, mean over the seeds."
     shown, frames = ("coloured_home", "coloured_turned"), []
@@ -581,7 +609,7 @@ def _planted_scores(plan: Plan, runs: list[tuple[Job, Run]]) -> dict[str, pd.Dat
 
 def _of_phase2(plan: Plan, runs: list[tuple[Job, Run]]) -> dict[str, pd.DataFrame]:
     "What is published beside the judged runs of Phase 2."
-    return _insides(plan, runs) | _planted_tails(plan, runs) | _planted_scores(plan, runs)
+    return _insides(plan, runs) | _known(plan, runs) | _planted_tails(plan, runs) | _planted_scores(plan, runs)
 
 
 CAMPAIGNS = {

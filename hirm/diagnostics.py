@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['VOLS', 'gap', 'worst_group', 'rolling_risk', 'variation', 'alignment', 'separation', 'stability', 'tail_curvature',
-           'head_regret', 'Traces', 'traces', 'Diagnosis', 'diagnose', 'sensitivity', 'response']
+           'head_regret', 'Traces', 'traces', 'Diagnosis', 'diagnose', 'sensitivity', 'response', 'tells_environment',
+           'tells_column']
 
 # %% ../nbs/20_diagnostics.ipynb #d087f8ad
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,11 +14,15 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torch.nn.functional import pad
 
 from .environments import Environment, common_episodes
 from .evaluation import Probe, baselines, pieces
+from .features import COLUMNS
 from .hedging import CHUNK, Episode, hedge
 from .history import Windows
 from .objectives import halves, product
@@ -302,4 +307,66 @@ def response(
         changes.append(after - before)
     change = torch.cat(changes, 1).double()
     return pd.DataFrame({"change": change.abs().mean((1, 2)), "signed": change.mean((1, 2))})
+
+
+# %% ../nbs/20_diagnostics.ipynb #prob0002
+def _moments(
+    see: Callable,  # episode -> (M, n_paths, n_steps, width), e.g. `policy.representation`
+    environment: Environment,
+    n_paths: int,
+    seed: int,  # of the evaluation paths
+    every: int,  # dates between two that are looked at
+) -> tuple[Tensor, list[Episode]]:  # (M, n_paths, n_dates, width), and the episodes
+    """Return what is seen on some dates of every path."""
+    episodes = list(common_episodes(environment, n_paths, "evaluation", seed))
+    with torch.no_grad():
+        seen = torch.cat([see(episode) for episode in episodes], 1)
+    return seen[:, :, every // 2::every].double(), episodes
+
+
+def _halved(x: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first half of the paths and the second, dates among the rows."""
+    half = x.shape[0] // 2
+    return tuple(part.flatten(0, 1).numpy(force=True) for part in (x[:half], x[half:]))
+
+
+def tells_environment(
+    see: Callable,  # episode -> (M, n_paths, n_steps, width)
+    environments: Sequence[Environment],  # simulated, two or more
+    n_paths: int,  # of each
+    seed: int,  # of the evaluation paths
+    every: int = 10,  # dates between two that are looked at
+) -> np.ndarray:  # (M,), share of moments whose environment a linear probe names; 1 / n_environments is chance
+    """Return how well logistic regression names the environment. Raises ValueError for fewer than two."""
+    if len(environments) < 2:
+        raise ValueError(f"a probe tells environments apart, got {len(environments)}; name two or more")
+    seen = [_moments(see, environment, n_paths, seed, every)[0] for environment in environments]
+    scores = []
+    for member in range(len(seen[0])):
+        halves_of = [_halved(moments[member]) for moments in seen]
+        fit, score = (np.concatenate(parts) for parts in zip(*halves_of))
+        of_fit, of_score = (np.repeat(np.arange(len(seen)), [len(h[i]) for h in halves_of]) for i in (0, 1))
+        probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+        scores.append(probe.fit(fit, of_fit).score(score, of_score))
+    return np.array(scores)
+
+
+def tells_column(
+    see: Callable,  # episode -> (M, n_paths, n_steps, width)
+    environment: Environment,  # simulated
+    column: str,  # a key of COLUMNS
+    n_paths: int,
+    seed: int,  # of the evaluation paths
+    every: int = 10,  # dates between two that are looked at
+) -> np.ndarray:  # (M,), share of the column's variance, on paths that the line was not fitted to
+    """Return how well a straight line through what is seen tells a column."""
+    seen, episodes = _moments(see, environment, n_paths, seed, every)
+    values = torch.cat([COLUMNS[column].values(episode)[..., :episode.paths.n_steps] for episode in episodes], 1)[0]
+    of_fit, of_score = _halved(values[:, every // 2::every, None].double())
+    scores = []
+    for member in seen:
+        fit, score = _halved(member)
+        line = make_pipeline(StandardScaler(), Ridge(1e-3)).fit(fit, of_fit[:, 0])
+        scores.append(line.score(score, of_score[:, 0]))
+    return np.array(scores)
 
