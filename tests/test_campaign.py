@@ -19,11 +19,11 @@ import pytest
 import yaml
 
 from conftest import ROOT
-from hirm.campaign import BASELINES, CAMPAIGNS, CELLS, Job, Plan, as_plan, diverged, gather, jobs, judged, runs_of, split, words
+from hirm.campaign import BASELINES, CAMPAIGNS, Job, Plan, as_plan, diverged, jobs, judged, runs_of, words
 from hirm.config import as_config
 from hirm.history import CRISES
 from hirm.launch import default_parameters
-from hirm.runs import Record, Run
+from hirm.runs import Record
 
 PHASE1 = ("phase1", "--config", "scale=smoke", "seeds=2", "cells=band-seeing")
 PLAN = Plan(scale="smoke", seeds=2, cells="band-seeing")
