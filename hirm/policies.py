@@ -21,35 +21,56 @@ from .hedging import Episode, clamp_path, join_instruments, roll
 from .pricing import model_hedge
 
 # %% ../nbs/08_policies.ipynb #7762d903
+def _spot_only(position, episode):
+    "A position in the spot, (…, n_paths, n_steps), and none in the other instruments."
+    n_others = episode.prices.shape[-1] - 1
+    return join_instruments([position] + n_others * [torch.zeros_like(position)])
+
+
 class NoHedge:
     "Hold nothing."
-    def __call__(self, episode: Episode) -> Tensor:  # (…, n_paths, n_steps, n_instruments)
+    def __call__(self,
+        episode: Episode,  # the trade
+    ) -> Tensor:  # (…, n_paths, n_steps, n_instruments), all 0
+        "Positions of zero, as many as the episode has instruments."
         return torch.zeros_like(episode.prices[..., :-1, :])
 
 
 class Delta:
     "Hold the Black-Scholes delta of the quoted vol in the spot, nothing else."
-    def __call__(self, episode: Episode) -> Tensor:  # (…, n_paths, n_steps, n_instruments)
-        delta = episode.delta[..., :-1]
-        rest = [torch.zeros_like(delta)] * (episode.prices.shape[-1] - 1)
-        return join_instruments([delta, *rest])
+    def __call__(self,
+        episode: Episode,  # the trade
+    ) -> Tensor:  # (…, n_paths, n_steps, n_instruments), in shares per call sold
+        "The delta at each date, in [0, 1] (Black and Scholes 1973)."
+        return _spot_only(episode.delta[..., :-1], episode)
 
 # %% ../nbs/08_policies.ipynb #ae084675
 @dataclass(frozen=True)
 class WhalleyWilmott:
-    "Stand still inside the asymptotically optimal band around the delta."
+    """Stand still inside the asymptotically optimal band around the delta (Whalley and Wilmott 1997).
+
+    Raises ValueError for an aversion that is not positive.
+    """
     aversion: float = 100.0  # absolute risk aversion, per unit of S_0
 
     def __post_init__(self):
         if not self.aversion > 0:
             raise ValueError(f"aversion must be positive, got {self.aversion}")
 
-    def __call__(self, episode: Episode) -> Tensor:  # (…, n_paths, n_steps, n_instruments)
-        delta, gamma = (COLUMNS[name].values(episode)[..., :episode.paths.n_steps] for name in ("delta", "gamma"))
-        spread = episode.spread()[..., :-1, 0]
-        width = (1.5 * spread * gamma**2 / (self.aversion * episode.paths.spot[..., :-1])).pow(1 / 3)
-        centre, width = (join_instruments([x, *[torch.zeros_like(x)] * (episode.prices.shape[-1] - 1)]) for x in (delta, width))
-        return clamp_path(centre - width, centre + width)
+    def __call__(self,
+        episode: Episode,  # the trade
+    ) -> Tensor:  # (…, n_paths, n_steps, n_instruments), in shares per call sold
+        "Positions that go to the nearer edge of the band where they are outside, and start from nothing."
+        n_steps = episode.paths.n_steps
+        delta = COLUMNS["delta"].values(episode)[..., :n_steps]
+        gamma = COLUMNS["gamma"].values(episode)[..., :n_steps]  # S Γ: hence its square over S below
+        half_spread = episode.spread()[..., :n_steps, 0]
+        spot = episode.paths.spot[..., :n_steps]
+        cube = 1.5 * half_spread * gamma**2 / (self.aversion * spot)
+        half_width = cube.pow(1 / 3)
+        lower = _spot_only(delta - half_width, episode)
+        upper = _spot_only(delta + half_width, episode)
+        return clamp_path(lower, upper)
 
 # %% ../nbs/08_policies.ipynb #ad4081de
 @dataclass(frozen=True)
@@ -57,16 +78,18 @@ class DeltaVega:
     "Delta in the spot and vega in the variance swap, by the Greeks of a model."
     market: Any = None  # the dynamics believed in: a Heston; for anything else, Black-Scholes at the quoted vol
 
-    def __call__(self, episode: Episode) -> Tensor:  # (…, n_paths, n_steps, n_instruments)
-        if episode.prices.shape[-1] != 2:
-            raise ValueError(f"DeltaVega trades the spot and the variance swap, got {episode.prices.shape[-1]} instrument(s); "
+    def __call__(self,
+        episode: Episode,  # the trade, in the spot and the variance swap
+    ) -> Tensor:  # (…, n_paths, n_steps, 2), in shares and in swaps per call sold
+        "Positions of the model hedge (Buehler et al. 2019). Raises ValueError unless the episode has both instruments."
+        n_instruments = episode.prices.shape[-1]
+        if n_instruments != 2:
+            raise ValueError(f"DeltaVega trades the spot and the variance swap, got {n_instruments} instrument(s); "
                              "give the environment instruments=('spot', 'variance_swap')")
-        return join_instruments(list(model_hedge(self.market, episode.call, episode.paths)))
+        in_spot, in_swap = model_hedge(self.market, episode.call, episode.paths)
+        return join_instruments([in_spot, in_swap])
 
 # %% ../nbs/08_policies.ipynb #649e4992
-PIECE = 2**17  # activations of a layer that are computed at a time: few enough to stay in the cache
-
-
 class _Stack(torch.autograd.Function):
     "Pieces on the last axis but one; unlike `torch.stack`, whose second derivative fills the whole once per piece."
     @staticmethod
@@ -92,8 +115,9 @@ class _Outer(torch.autograd.Function):
 
 
 def _linear(head, z):
-    "A head (M, O, width+1) on a representation (M, width, n)."
-    return torch.baddbmm(head[..., -1:], head[..., :-1], z)
+    "A head (M, n_outputs, width+1), bias last, on a representation (M, width, n)."
+    weight, bias = head[..., :-1], head[..., -1:]
+    return torch.baddbmm(bias, weight, z)
 
 
 class _Linear(torch.autograd.Function):
@@ -106,28 +130,73 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         head, z = ctx.saved_tensors
-        return torch.cat([_Outer.apply(grad, z), grad.sum(-1, keepdim=True)], -1), torch.bmm(head[..., :-1].mT, grad)
+        in_weight = _Outer.apply(grad, z)
+        in_bias = grad.sum(-1, keepdim=True)
+        in_z = torch.bmm(head[..., :-1].mT, grad)
+        return torch.cat([in_weight, in_bias], -1), in_z
+
+# %% ../nbs/08_policies.ipynb #poldense
+PIECE = 2**17  # activations of a layer that are computed at a time: few enough to stay in the cache
+
+
+def _dates_per_piece(n_steps, activations):
+    "Dates that are computed at a time, a divisor of n_steps, where one date has so many activations."
+    dates = round(PIECE / activations)
+    dates = min(n_steps, max(1, dates))
+    while n_steps % dates:
+        dates -= 1
+    return dates
 
 
 def _dropped(z, mask):
     "Units (M, width, N) under a mask (M, width, …, 1, n_paths), the same for all dates of a path."
-    return (z.unflatten(-1, (*mask.shape[2:-2], -1, mask.shape[-1])) * mask).flatten(2)
+    groups, n_paths = mask.shape[2:-2], mask.shape[-1]
+    by_date = z.unflatten(-1, (*groups, -1, n_paths))
+    return (by_date * mask).flatten(2)
 
 
 def _hidden(first, bias, weight, masks=None):
-    "Both hidden layers, (M, width, N); dropout masks of both where given."
+    "Both hidden layers, (M, width, N), of the first layer's sums; with dropout masks of both where given."
     z = leaky_relu_(first)
-    z = z if masks is None else _dropped(z, masks[0])
+    if masks is not None:
+        z = _dropped(z, masks[0])
     z = leaky_relu_(torch.baddbmm(bias, weight, z))
-    return z if masks is None else _dropped(z, masks[1])
+    if masks is not None:
+        z = _dropped(z, masks[1])
+    return z
 
 
 def _network(x, bias1, weight1, bias2, weight2, head, masks=None):
-    "What the head says of features, (M, F, n) -> (M, O, n)."
+    "Both layers and the head on features, (M, F, n) -> (M, n_outputs, n)."
     if torch.is_grad_enabled():
-        return _Linear.apply(head, _hidden(torch.baddbmm(bias1, weight1, x), bias2, weight2, masks))
+        first = torch.baddbmm(bias1, weight1, x)
+        return _Linear.apply(head, _hidden(first, bias2, weight2, masks))
     first = torch.baddbmm(bias1.mT, x.mT, weight1.mT).mT  # the same sums; so few features are faster from this side
     return _linear(head, _hidden(first, bias2, weight2, masks))
+
+
+def _one_per_path(head, shape):
+    "Whether copies of the head, (M, …, n_outputs, width+1), are one per path and not one per group; refuses other numbers."
+    *groups, _, n_paths = shape  # of the columns, (*groups, n_steps, n_paths)
+    n_groups = math.prod(groups)
+    n_copies = math.prod(head.shape[1:-2])
+    if n_copies == n_groups * n_paths:
+        return True
+    if n_groups % n_copies:
+        raise ValueError(f"copies of the head must be one per path ({n_groups * n_paths}), one per group of paths ({n_groups}) "
+                         f"or one for several whole groups, got {n_copies}; build them with head_copies")
+    return False
+
+
+def _linear_per_path(copies, z, shape):
+    "A head of its own for each path: copies (M, *groups·n_paths, n_outputs, width+1) on z (M, width, N) -> (M, n_outputs, N)."
+    *_, n_steps, n_paths = shape
+    z = z.unflatten(-1, (-1, n_steps, n_paths))
+    copies = copies.unflatten(1, (-1, n_paths))
+    weight, bias = copies[..., :-1], copies[..., -1]
+    sums = torch.einsum("mhgtp,mgpoh->mogtp", z, weight)
+    bias = bias.permute(0, 3, 1, 2)[:, :, :, None]  # (M, n_outputs, groups, 1, n_paths)
+    return (sums + bias).flatten(2)
 
 # %% ../nbs/08_policies.ipynb #c6ca92ab
 def _uniform(shape, fan_in, generators):
@@ -136,8 +205,13 @@ def _uniform(shape, fan_in, generators):
     return torch.stack([torch.empty(shape).uniform_(-bound, bound, generator=g) for g in generators])
 
 
+def _by_path(x):
+    "(M, n, …, n_steps, n_paths), as the network computes it, to (M, …, n_paths, n_steps, n), as positions are."
+    return x.movedim(1, -1).transpose(-2, -3)
+
+
 class _Learned(nn.Module):
-    "Representation and head; subclasses say how outputs become positions."
+    "Representation and head; subclasses turn the head's outputs into positions."
     outputs = 1  # head outputs per instrument
     recurrent = 0  # 1 if the inventory is an input
 
@@ -148,8 +222,12 @@ class _Learned(nn.Module):
         n_instruments: int = 1,  # 1 spot, 2 spot and variance swap
     ):
         super().__init__()
-        n_inputs, n_outputs, members = len(columns) + self.recurrent * n_instruments, self.outputs * n_instruments, len(generators)
-        self.columns, self.n_instruments, self.dropout = tuple(columns), n_instruments, None
+        members = len(generators)
+        n_inputs = len(columns) + self.recurrent * n_instruments
+        n_outputs = self.outputs * n_instruments
+        self.columns = tuple(columns)
+        self.n_instruments = n_instruments
+        self.dropout = None  # masks of both layers, from `drop`
         self.weight1 = nn.Parameter(_uniform((width, n_inputs), n_inputs, generators))  # (M, width, n_inputs)
         self.bias1 = nn.Parameter(_uniform((width, 1), n_inputs, generators))
         self.weight2 = nn.Parameter(_uniform((width, width), width, generators))
@@ -159,20 +237,22 @@ class _Learned(nn.Module):
         self.register_buffer("std", torch.ones(members, len(columns)))
 
     def scale(self, scaler: Scaler) -> None:
-        "Adopt the training environments' centre and spread."
+        "Adopt the means and standard deviations of the training environments' features."
         self.mean.copy_(scaler.mean.expand_as(self.mean))
         self.std.copy_(scaler.std.expand_as(self.std))
 
     def head_copies(self, *groups: int) -> Tensor:  # (M, *groups, n_outputs, width+1)
         "One copy of the shared head per group, to tell the groups' gradients apart."
         members, *shape = self.head.shape
-        return self.head.reshape(members, *(1 for _ in groups), *shape).expand(members, *groups, *shape)
+        ones = [1] * len(groups)
+        return self.head.reshape(members, *ones, *shape).expand(members, *groups, *shape)
 
     def _inputs(self, episode):
         "Features of all dates at once, (M, F, N); and the shape of N, (…, n_steps, n_paths)."
         self._check_instruments(episode)
-        x = features(episode, self.columns).transpose(-2, -3).movedim(-1, 1)
-        return x.flatten(2).expand(len(self.weight1), -1, -1), x.shape[2:]
+        x = features(episode, self.columns).transpose(-2, -3).movedim(-1, 1)  # (M or 1, F, …, n_steps, n_paths)
+        members = len(self.weight1)
+        return x.flatten(2).expand(members, -1, -1), x.shape[2:]
 
     def _check_instruments(self, episode):
         "Refuses a trade in more or fewer instruments than the policy has outputs for."
@@ -194,53 +274,73 @@ class _Learned(nn.Module):
         x, shape = self._inputs(episode)
         first = torch.baddbmm(*self._first(), x)
         if self.recurrent:
-            held = nn.functional.pad(self(episode)[..., :-1, :], (0, 0, 1, 0))
+            before = self(episode)[..., :-1, :]
+            held = nn.functional.pad(before, (0, 0, 1, 0))  # nothing at date 0
             inventory = held.movedim(-1, 1).mT.flatten(2)  # (M, n_instruments, N)
-            first = torch.baddbmm(first, self.weight1[..., len(self.columns):], inventory)
-        return _hidden(first, self.bias2, self.weight2).unflatten(-1, shape).movedim(1, -1).transpose(-2, -3)
+            first = torch.baddbmm(first, self._inventory_weight(), inventory)
+        z = _hidden(first, self.bias2, self.weight2)
+        return _by_path(z.unflatten(-1, shape))
+
+    def _inventory_weight(self):
+        "Weight of the first layer on the inventory, (M, width, n_instruments)."
+        return self.weight1[..., len(self.columns):]
 
     def _apply_head(self, z, head, shape):
-        "Linear head on z (M, width, N), N = (*groups, n_steps, n_paths); copies of the head, one per group or one per path."
+        "Linear head, or its copies, on z (M, width, N), N = (*groups, n_steps, n_paths): (M, n_outputs, N)."
         if head is None:
-            return torch.baddbmm(self.head[..., -1:], self.head[..., :-1], z)
-        *groups, n_steps, n_paths = shape
-        copies = head.flatten(1, -3)
-        if copies.shape[1] == math.prod(groups) * n_paths:
-            z = z.unflatten(-1, (-1, n_steps, n_paths))
-            copies = copies.unflatten(1, (-1, n_paths))
-            out = torch.einsum("mhgtp,mgpoh->mogtp", z, copies[..., :-1]) + copies[..., -1].permute(0, 3, 1, 2)[:, :, :, None]
-            return out.flatten(2)
-        chunks = z.split(z.shape[-1] // copies.shape[1], -1)
-        return torch.cat([torch.baddbmm(h[..., -1:], h[..., :-1], c) for h, c in zip(copies.unbind(1), chunks)], -1)
+            return _linear(self.head, z)
+        copies = head.flatten(1, -3)  # (M, n_copies, n_outputs, width+1)
+        if _one_per_path(head, shape):
+            return _linear_per_path(copies, z, shape)
+        columns = z.chunk(copies.shape[1], -1)  # as many groups for each copy
+        applied = [_linear(copy, part) for copy, part in zip(copies.unbind(1), columns)]
+        return torch.cat(applied, -1)
+
+    def _head_of_each(self, n_groups, head):
+        "The head that each group of paths runs through: the shared one, or the group's copy."
+        if head is None:
+            return [self.head] * n_groups
+        copies = head.flatten(1, -3).unbind(1)
+        groups_per_copy = n_groups // len(copies)
+        return [copies[group // groups_per_copy] for group in range(n_groups)]
+
+    def _masks_of_each(self, n_groups):
+        "The dropout masks of each group of paths, (2, M, width, 1, n_paths), or None."
+        if self.dropout is None:
+            return [None] * n_groups
+        both_layers, members, width = self.dropout.shape[:3]
+        return self.dropout.reshape(both_layers, members, width, n_groups, 1, -1).unbind(3)
 
     def _outputs(self, episode, head):
-        "What the head says at every date, (M, O, …, n_steps, n_paths)."
+        "Outputs of the head at every date, (M, n_outputs, …, n_steps, n_paths)."
         x, shape = self._inputs(episode)
-        parameters = (*self._first(), self.bias2, self.weight2)
-        groups, n_steps = math.prod(shape[:-2]), shape[-2]
-        heads = 1 if head is None else math.prod(head.shape[1:-2])
-        if heads > groups:  # one copy of the head per path
-            z = _hidden(torch.baddbmm(*parameters[:2], x), *parameters[2:], self.dropout)
+        bias1, weight1 = self._first()
+        if head is not None and _one_per_path(head, shape):
+            z = _hidden(torch.baddbmm(bias1, weight1, x), self.bias2, self.weight2, self.dropout)
             return self._apply_head(z, head, shape).unflatten(-1, shape)
-        dates = min(n_steps, max(1, round(PIECE / (len(x) * self.bias2.shape[1] * shape[-1]))))  # of one group, at a time
-        while n_steps % dates:
-            dates -= 1
-        copies = (self.head[:, None] if head is None else head.flatten(1, -3)).unbind(1)
-        masks = [None] * groups if self.dropout is None else self.dropout.reshape(*self.dropout.shape[:3], groups, 1, -1).unbind(3)
-        outputs = [_network(piece, *parameters, copies[group * heads // groups], masks[group])
-                   for group, part in enumerate(x.unflatten(-1, (groups, n_steps // dates, -1)).unbind(2)) for piece in part.unbind(2)]
-        stacked = _Stack.apply(*outputs) if torch.is_grad_enabled() else torch.stack(outputs, -2)
-        return stacked.flatten(2).unflatten(-1, shape)
+        *groups, n_steps, n_paths = shape
+        n_groups = math.prod(groups)
+        members, width = self.bias2.shape[:2]
+        dates = _dates_per_piece(n_steps, members * width * n_paths)
+        heads, masks = self._head_of_each(n_groups, head), self._masks_of_each(n_groups)
+        by_group = x.unflatten(-1, (n_groups, n_steps // dates, dates * n_paths)).unbind(2)
+        outputs = []
+        for columns, own_head, own_masks in zip(by_group, heads, masks):
+            for piece in columns.unbind(2):  # (M, F, dates·n_paths)
+                outputs.append(_network(piece, bias1, weight1, self.bias2, self.weight2, own_head, own_masks))
+        return _Stack.apply(*outputs).flatten(2).unflatten(-1, shape)
 
     def drop(self,
-        rate: float,  # share of the units that rest
+        rate: float,  # share of the units that are dropped
         generators: list[torch.Generator],  # one per member
         shape: tuple[int, ...],  # of the episode's paths without the member axis, (…, n_paths)
     ) -> None:
-        "Let units of both layers rest, drawn for each path and held over its dates; `dropout` = None wakes them."
-        width, (*groups, n_paths) = self.weight2.shape[-1], shape
+        "Drop units of both layers, drawn for each path and the same on all its dates; `dropout` = None keeps all again."
+        width = self.weight2.shape[-1]
+        *groups, n_paths = shape
         drawn = [torch.rand((2, width, *groups, 1, n_paths), generator=g, device=g.device) for g in generators]
-        self.dropout = (torch.stack(drawn, 1) > rate).to(self.head) / (1 - rate)  # (2, M, width, …, 1, n_paths)
+        kept = torch.stack(drawn, 1) > rate  # (2, M, width, …, 1, n_paths)
+        self.dropout = kept.to(self.head) / (1 - rate)
 
 # %% ../nbs/08_policies.ipynb #a42c1bb9
 class BandPolicy(_Learned):
@@ -249,18 +349,19 @@ class BandPolicy(_Learned):
 
     def band(self,
         episode: Episode,  # the trade
-        head: Tensor | None = None,  # copies of the head, one per group
-    ) -> tuple[Tensor, Tensor]:  # lower and upper edge, each (…, n_paths, n_steps, n_instruments)
+        head: Tensor | None = None,  # copies of the head, from `head_copies`
+    ) -> tuple[Tensor, Tensor]:  # lower and upper edge, each (…, n_paths, n_steps, n_instruments), in shares per call sold
         "The two edges at every date."
-        outputs = self._outputs(episode, head).split(self.n_instruments, 1)
-        offset, width = (x.movedim(1, -1).transpose(-2, -3) for x in outputs)
-        centre = (Delta() if self.n_instruments == 1 else DeltaVega())(episode) + 0.5 * torch.tanh(offset)
-        half_width = torch.sigmoid(width - 3.0)
+        offset, width = self._outputs(episode, head).split(self.n_instruments, 1)
+        textbook = Delta() if self.n_instruments == 1 else DeltaVega()
+        centre = textbook(episode) + 0.5 * torch.tanh(_by_path(offset))
+        half_width = torch.sigmoid(_by_path(width) - 3.0)
         return centre - half_width, centre + half_width
 
     def forward(self, episode: Episode, head: Tensor | None = None) -> Tensor:  # (…, n_paths, n_steps, n_instruments)
-        "Positions: what is held, pushed to the nearer edge when outside."
-        return clamp_path(*self.band(episode, head))
+        "Positions: what is held, moved to the nearer edge when outside."
+        lower, upper = self.band(episode, head)
+        return clamp_path(lower, upper)
 
 # %% ../nbs/08_policies.ipynb #9b2f9d58
 class MLPPolicy(_Learned):
@@ -271,20 +372,23 @@ class MLPPolicy(_Learned):
     def forward(self, episode: Episode, head: Tensor | None = None) -> Tensor:  # (…, n_paths, n_steps, n_instruments)
         "Positions, one date after the other."
         x, shape = self._inputs(episode)
-        first = torch.baddbmm(*self._first(), x)
         *groups, n_steps, n_paths = shape
-        dates = first.unflatten(-1, shape).unbind(-2)
-        inventory = self.weight1[..., len(self.columns):]
-        centre, reach = (first.new_tensor(x[:self.n_instruments])[:, None] for x in (self.centre, self.reach))
+        first = torch.baddbmm(*self._first(), x)  # the part that does not depend on the inventory, all dates at once
+        first_of_date = first.unflatten(-1, shape).unbind(-2)
+        inventory_weight = self._inventory_weight()
+        centre = first.new_tensor(self.centre[:self.n_instruments])[:, None]
+        reach = first.new_tensor(self.reach[:self.n_instruments])[:, None]
 
         def step(t, held):  # held (M, …, n_paths, n_instruments)
-            held = held.movedim(-1, 1).flatten(2)
-            z = _hidden(torch.baddbmm(dates[t].flatten(2), inventory, held), self.bias2, self.weight2, self.dropout)
-            position = centre + reach * torch.tanh(self._apply_head(z, head, (*groups, 1, n_paths)))
+            inventory = held.movedim(-1, 1).flatten(2)
+            total = torch.baddbmm(first_of_date[t].flatten(2), inventory_weight, inventory)
+            z = _hidden(total, self.bias2, self.weight2, self.dropout)
+            output = self._apply_head(z, head, (*groups, 1, n_paths))
+            position = centre + reach * torch.tanh(output)
             return position.unflatten(-1, (*groups, n_paths)).movedim(1, -1)
 
-        start = first.new_zeros(len(first), *groups, n_paths, self.n_instruments)
-        return roll(step, n_steps, start)
+        nothing = first.new_zeros(len(first), *groups, n_paths, self.n_instruments)
+        return roll(step, n_steps, nothing)
 
 
 POLICIES = {"band": BandPolicy, "mlp": MLPPolicy}  # what `-p policy` may be
@@ -297,32 +401,41 @@ class Ensemble:
 
     def members(self, episode: Episode) -> Tensor:  # (n_members, …, n_paths, n_steps, n_instruments)
         "What each member would hold; ValueError where members do not meet the same paths."
-        if (n_sets := episode.payoff.shape[0]) != 1:
+        n_sets = episode.payoff.shape[0]
+        if n_sets != 1:
             raise ValueError(f"members of an ensemble must meet the same paths, got {n_sets} sets of paths; draw one set for all of them")
         return self.policy(episode)
 
     def __call__(self, episode: Episode) -> Tensor:  # (1, …, n_paths, n_steps, n_instruments)
+        "The mean of the members' positions. Raises ValueError where members do not meet the same paths."
         return self.members(episode).mean(0, keepdim=True)
 
 
 @dataclass(frozen=True)
 class Blend:
-    "Trust an ensemble where its members agree, and an anchor where they do not."
+    """Trust an ensemble where its members agree, and an anchor where they do not.
+
+    Raises ValueError for a scale that is not positive and finite.
+    """
     ensemble: Ensemble  # of two members or more
     anchor: Callable = Delta()  # what is held where the members disagree
     scale: float = 0.02  # standard deviation of the members' positions at which both count the same, in shares
 
     def __post_init__(self):
         if not 0 < self.scale < math.inf:
-            raise ValueError(f"scale must be positive and finite, in shares, got {self.scale}; the usual one is 0.02, and without an anchor there is Ensemble")
+            raise ValueError(f"scale must be positive and finite, in shares, got {self.scale}; "
+                             "the usual one is 0.02, and without an anchor there is Ensemble")
 
     def __call__(self, episode: Episode) -> Tensor:  # (1, …, n_paths, n_steps, n_instruments)
-        members, anchor = self.ensemble.members(episode), self.anchor(episode)
+        "Positions between the anchor's and the ensemble's. Raises ValueError for fewer than two members."
+        members = self.ensemble.members(episode)
         if len(members) < 2:
             raise ValueError("a blend needs two members or more, for one cannot disagree, got 1; train several seeds, or use the policy itself")
+        mean = members.mean(0, keepdim=True)
         disagreement = members.std(0, keepdim=True)
         trust = 1 / (1 + (disagreement / self.scale) ** 2)
-        return anchor + trust * (members.mean(0, keepdim=True) - anchor)
+        anchor = self.anchor(episode)
+        return anchor + trust * (mean - anchor)
 
 
 @dataclass
@@ -332,6 +445,9 @@ class Cached:
     _latest: tuple = (None, None)  # episode, positions
 
     def __call__(self, episode: Episode) -> Tensor:  # as the policy gives it
-        if self._latest[0] is not episode:
-            self._latest = (episode, self.policy(episode))
-        return self._latest[1]
+        "The policy's positions; those of the latest episode are kept."
+        latest, positions = self._latest
+        if latest is not episode:
+            positions = self.policy(episode)
+            self._latest = episode, positions
+        return positions

@@ -278,3 +278,11 @@ def test_a_policy_trades_as_many_instruments_as_it_was_built_for(kind, own, give
     for use in (policy, policy.representation):
         with pytest.raises(ValueError, match=rf"trades {own} instrument\(s\), got an episode with {len(given)}; build it with n_instruments={len(given)}"):
             use(e)
+
+
+@pytest.mark.parametrize("kind", POLICIES)
+def test_copies_of_the_head_must_fit_the_groups(kind):
+    policy, batch = learned(kind), stack_episodes([episode("low", 8, 2), episode("high", 8, 2)], halves=2)
+    assert torch.allclose(policy(batch, head=policy.head_copies(2)), policy(batch), atol=1e-12)  # one copy for both halves
+    with pytest.raises(ValueError, match=r"one per path \(16\), one per group of paths \(4\) .* got 3; build them with head_copies"):
+        policy(batch, head=policy.head_copies(3))
