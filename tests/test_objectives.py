@@ -1,12 +1,14 @@
 """Objectives: closed forms, unbiasedness, symmetry, known answers on small worlds, and bad input."""
 import math
+import warnings
 from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
 from hirm.markets import GBM, Heston
-from hirm.objectives import METHODS, Method, Sample, Schedule, carried_weights, erm, find_method, head_gradients, product, scale_gradients, spread
+from hirm.objectives import (METHODS, Method, Sample, Schedule, carried_weights, environment_variance, erm, find_method, halves, head_gradients, product,
+                             scale_gradients)
 from hirm.pricing import delta
 from hirm.risk import CVaR, Mean, cvar, tail_weights
 
@@ -459,5 +461,46 @@ def test_the_schedule_has_three_phases():
 def test_the_loss_is_divided_by_a_large_weight():
     sample, _ = hedge_sample(METHODS["vrex"])
     small, large = (METHODS["vrex"](sample, torch.full((3,), w, dtype=torch.float64), {}) for w in (0.5, 100.0))
-    penalty = spread(sample.risk(sample.loss.unflatten(-1, (2, -1)))[..., None])
+    penalty = environment_variance(sample.risk(sample.loss.unflatten(-1, (2, -1)))[..., None])
     assert torch.allclose(small, erm(sample) + 0.5 * penalty) and torch.allclose(large, erm(sample) / 100 + penalty)
+
+
+# --- halves, and a dummy with a bias ----------------------------------------------------------------------------------------------
+
+def test_rows_sorted_by_class_are_no_halves():
+    loss = torch.cat([normal(2, 3, 256, seed=1), 1 + normal(2, 3, 256, seed=2)], -1)  # two classes, one after the other
+    with pytest.warns(UserWarning, match=r"independent draws.*means lie .* standard deviations apart; shuffle the rows"):
+        split = halves(loss)
+    assert torch.equal(split.flatten(-2), loss)
+    flat = torch.cat([torch.zeros(1, 1, 64), torch.ones(1, 1, 64)], -1)
+    with pytest.warns(UserWarning, match="means lie 2 standard deviations apart"):
+        METHODS["irm"](Sample(flat.expand(1, 2, -1), Mean(), flat.expand(1, 2, -1)), torch.ones(1), {})
+
+
+def test_rows_in_random_order_pass_whatever_their_law():
+    generator = torch.Generator().manual_seed(3)
+    heavy = torch.rand(2000, 5, 256, generator=generator, dtype=torch.float64) ** -2.0  # no mean at all
+    rare = (torch.rand(2000, 5, 256, generator=generator) < 0.01).double()
+    shuffled = torch.cat([torch.zeros(128), torch.ones(128)])[torch.randperm(256, generator=generator)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for rows in (heavy, rare, shuffled, torch.full((1, 256), 0.1), torch.full((1, 256), torch.nan), torch.arange(256), torch.zeros(0, 256)):
+            halves(rows)
+    with pytest.raises(ValueError, match="even number of paths, got 3"):
+        halves(torch.zeros(2, 3))
+
+
+def test_a_dummy_with_scale_and_bias_is_a_head():
+    """IRMv1 for squared errors, as `irm` says that it is had; and what a bias does to a CVaR: nothing."""
+    value, target = normal(2, 3, 128, seed=1), normal(2, 3, 128, seed=2)
+    dummy = torch.tensor([1.0, 0.0], dtype=torch.float64).expand(2, 3, 2, 2).requires_grad_()
+    scale, bias = dummy.unbind(-1)
+    prediction = (scale[..., None] * value.unflatten(-1, (2, -1)) + bias[..., None]).flatten(-2)
+    sample = Sample((prediction - target) ** 2, Mean(), head=dummy)
+    error = 2 * (value - target)
+    by_scale, by_bias = (x.unflatten(-1, (2, -1)).mean(-1).prod(-1) for x in (error * value, error))
+    weight = torch.full((2,), 0.5, dtype=torch.float64)
+    assert torch.allclose(METHODS["hirm"](sample, weight, {}), erm(sample) + 0.5 * (by_scale + by_bias).mean(-1))
+    shifted = Sample((value.unflatten(-1, (2, -1)) + bias[..., None]).flatten(-2), CVaR(), head=dummy)
+    by_bias = head_gradients(shifted, {})[..., 1].mean(2)  # both halves, for they share the threshold
+    assert torch.allclose(by_bias, torch.ones(2, 3, dtype=torch.float64), atol=0.02)  # of a sample: up to the smoothing

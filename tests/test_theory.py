@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from hirm.diagnostics import gap, head_regret
-from hirm.objectives import METHODS, Sample, head_gradients, product, spread
+from hirm.objectives import METHODS, Sample, environment_variance, head_gradients, product
 from hirm.risk import CVaR, Mean, cvar, worst_mixture
 
 
@@ -37,11 +37,11 @@ def test_variance_and_alignment_of_gradients():
     gradients = normal(50, 4, 6)
     pair = torch.stack((gradients, gradients), 2)
     mean_square = product(pair).mean(-1)
-    assert torch.allclose(mean_square, gradients.mean(1).square().sum(-1) + spread(pair))
+    assert torch.allclose(mean_square, gradients.mean(1).square().sum(-1) + environment_variance(pair))
     unit = torch.nn.functional.normalize(gradients, dim=-1)
-    assert torch.allclose(spread(torch.stack((unit, unit), 2)), 0.75 * misalignment(gradients))
+    assert torch.allclose(environment_variance(torch.stack((unit, unit), 2)), 0.75 * misalignment(gradients))
     longer = torch.stack((3 * gradients, 3 * gradients), 2)  # length changes the variance, not the alignment
-    assert torch.allclose(spread(longer), 9 * spread(pair)) and torch.allclose(misalignment(3 * gradients), misalignment(gradients))
+    assert torch.allclose(environment_variance(longer), 9 * environment_variance(pair)) and torch.allclose(misalignment(3 * gradients), misalignment(gradients))
 
 
 def test_a_dummy_bias_carries_no_signal():
