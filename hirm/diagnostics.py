@@ -10,20 +10,18 @@ __all__ = ['VOLS', 'gap', 'worst_group', 'rolling_risk', 'variation', 'alignment
 # %% ../nbs/20_diagnostics.ipynb #d087f8ad
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torch.nn.functional import pad
 
 from .environments import Environment, common_episodes
 from .evaluation import Probe, baselines, pieces
 from .features import COLUMNS
-from .hedging import CHUNK, Episode, hedge
+from .hedging import CHUNK, Episode, Ledger, hedge
 from .history import Windows
 from .objectives import halves, product
 from .risk import cvar, cvar_optimal_scale, smoothed_var, tail_weights
@@ -53,8 +51,9 @@ def rolling_risk(
     """Return the CVaR over paths of the loss in each run of `window` dates. Raises ValueError if the episode is shorter."""
     if daily.shape[-1] < window:
         raise ValueError(f"a rolling risk needs at least window = {window} dates, got {daily.shape[-1]}; take a shorter window")
-    so_far = pad(daily.cumsum(-1), (1, 0))
-    return cvar(so_far[..., :-window] - so_far[..., window:], alpha, dim=-2)
+    total = pad(daily.cumsum(-1), (1, 0))
+    loss = total[..., :-window] - total[..., window:]
+    return cvar(loss, alpha, dim=-2)
 
 
 def variation(
@@ -68,27 +67,34 @@ def alignment(
     pair: Tensor,  # head gradient of each environment and half, (…, n_environments, 2, n_weights)
 ) -> Tensor:  # mean cosine over pairs of environments, (…); NaN where no direction rises above the noise
     """Return the noise-corrected mean cosine between the environments' gradients."""
-    square, noise = product(pair), (pair[..., 0, :] - pair[..., 1, :]).square().sum(-1) / 4
+    square = product(pair)
+    noise = (pair[..., 0, :] - pair[..., 1, :]).square().sum(-1) / 4
     length = torch.where(square > noise, square, torch.nan).sqrt()
-    mean = pair.mean(-2) / length[..., None]
-    first, second = torch.triu_indices(pair.shape[-3], pair.shape[-3], 1)
-    return (mean[..., first, :] * mean[..., second, :]).sum(-1).clamp(-1.0, 1.0).nanmean(-1)
+    direction = pair.mean(-2) / length[..., None]
+    first, second = torch.triu_indices(pair.shape[-3], pair.shape[-3], 1)  # each pair of environments once
+    cosine = (direction[..., first, :] * direction[..., second, :]).sum(-1)
+    return cosine.clamp(-1.0, 1.0).nanmean(-1)
 
 
-def _whitened(left: Tensor, right: Tensor, matrix: Tensor, tolerance: float) -> Tensor:
+def _inverse_product(left: Tensor, right: Tensor, matrix: Tensor, tolerance: float) -> Tensor:
     """Return leftᵀ matrix⁻¹ right, (…), in the directions whose eigenvalue exceeds a share of the largest."""
-    size, axes = torch.linalg.eigh(matrix)
-    inverse = torch.where(size > tolerance * size[..., -1:], 1 / size, 0.0)
-    return ((left[..., None, :] @ axes)[..., 0, :] * inverse * (right[..., None, :] @ axes)[..., 0, :]).sum(-1)
+    eigenvalue, eigenvector = torch.linalg.eigh(matrix)
+    known = eigenvalue > tolerance * eigenvalue[..., -1:]
+    inverse = torch.where(known, 1 / eigenvalue, 0.0)
+    left = (left[..., None, :] @ eigenvector)[..., 0, :]
+    right = (right[..., None, :] @ eigenvector)[..., 0, :]
+    return (left * inverse * right).sum(-1)
 
 
 def separation(
     centre: Tensor,  # mean representation of each environment and half, (…, n_environments, 2, width)
     within: Tensor,  # covariance within environments, (…, width, width)
 ) -> Tensor:  # Tr(Σ⁻¹ Cov), (…), a pure number ≥ 0
-    """Return how far apart the environments' means are, in units of the spread within."""
-    off = centre - centre.mean(-3, keepdim=True)
-    return _whitened(off[..., 0, :], off[..., 1, :], within[..., None, :, :], 1e-4).mean(-1).clamp_min(0.0)
+    """Return how far apart the environments' means are, in units of the covariance within."""
+    off_mean = centre - centre.mean(-3, keepdim=True)
+    first, second = off_mean.unbind(-2)
+    distance = _inverse_product(first, second, within[..., None, :, :], 1e-4)
+    return distance.mean(-1).clamp_min(0.0)
 
 
 def stability(
@@ -111,11 +117,13 @@ def tail_curvature(
     smoothing: float = 0.1,  # width of the quantile's neighbourhood, in standard deviations of the loss
 ) -> Tensor:  # (…, n_weights, n_weights), positive semidefinite
     """Return the curvature of the CVaR where each loss is linear in the weights: density times covariance at the quantile."""
+    quantile = smoothed_var(loss, alpha, smoothing)[..., None]
     width = smoothing * loss.std(-1, correction=0)[..., None]
-    inside = torch.sigmoid((loss - smoothed_var(loss, alpha, smoothing)[..., None]) / width)
-    near = inside * (1 - inside) / (width * loss.shape[-1] * (1 - alpha))  # a kernel of the density, one weight per path
-    centred = gradient - (near[..., None, :] @ gradient) / near.sum(-1)[..., None, None]
-    return centred.mT @ (near[..., None] * centred)
+    inside = torch.sigmoid((loss - quantile) / width)
+    kernel = inside * (1 - inside) / (width * loss.shape[-1] * (1 - alpha))  # of the density, one weight per path
+    mean = (kernel[..., None, :] @ gradient) / kernel.sum(-1)[..., None, None]
+    centred = gradient - mean
+    return centred.mT @ (kernel[..., None] * centred)
 
 
 def head_regret(
@@ -123,61 +131,117 @@ def head_regret(
     curvature: Tensor,  # of the risk, (…, n_weights, n_weights)
 ) -> Tensor:  # (…), unit of the risk; below 0 by noise alone
     """Return half gᵀK⁻¹g, what an own head would gain to second order; flat directions are left out."""
-    return _whitened(pair[..., 0, :], pair[..., 1, :], curvature, 1e-3) / 2
+    first, second = pair.unbind(-2)
+    return _inverse_product(first, second, curvature, 1e-3) / 2
 
 # %% ../nbs/20_diagnostics.ipynb #8a15e66d
 @dataclass(frozen=True)
 class Traces:
-    """What the diagnostics need of a policy in an environment; money in units of S_0."""
+    """Numbers per path of one policy in one environment; money in units of S_0."""
     loss: Tensor  # (M, n_paths)
     hedge: Tensor  # gain less cost, (M, n_paths)
     daily: Tensor  # mark-to-market P&L, (M, n_paths, n_steps+1)
     traded: Tensor  # sum of |trade| over dates, (M, n_paths)
     held: Tensor  # sum of |position| over dates, (M, n_paths)
     gradient: Tensor  # of the loss in the head, (M, n_paths, n_weights); no weights for a policy without a head
-    seen: Tensor  # representation averaged over dates, (M, n_paths, width); the quoted vol for a policy without one
-    square: Tensor  # its outer product averaged over dates and summed over paths, (M, width, width)
+    representation: Tensor  # averaged over dates, (M, n_paths, width); the quoted vol for a policy without one
+    square: Tensor  # outer product of the representation averaged over dates and summed over paths, (M, width, width)
 
     @classmethod
-    def of(cls, policy: Callable, episode: Episode) -> "Traces":
-        """Hedge an episode and keep what is needed."""
-        learned, n_paths = hasattr(policy, "head_copies"), episode.payoff.shape[-1]
-        options = {"head": policy.head_copies(n_paths).detach().requires_grad_()} if learned else {}
-        ledger = hedge(policy, episode, **options)
-        gradient = torch.autograd.grad(ledger.loss.sum(), options["head"])[0].flatten(2) if learned else ledger.loss.new_zeros(*ledger.loss.shape, 0)
+    def of(
+        cls,
+        policy: Callable,  # learned or not
+        episode: Episode,  # (M or 1, n_paths)
+    ) -> "Traces":
+        """Hedge an episode once and return its traces; a learned policy runs with one copy of its head per path."""
+        ledger, gradient = _ledger_and_gradient(policy, episode)
         with torch.no_grad():
-            seen = policy.representation(episode) if learned else episode.paths.iv[..., :-1, None]
-            square = (seen.mT @ seen / seen.shape[-2]).sum(-3)
-        kept = (ledger.loss, -ledger.scale_gradient(), ledger.daily_pnl(), ledger.turnover, ledger.positions.abs().sum((-1, -2)), gradient, seen.mean(-2), square)
-        return cls(*(x.detach() for x in kept))
+            if hasattr(policy, "representation"):
+                representation = policy.representation(episode)
+            else:
+                representation = episode.paths.iv[..., :-1, None]
+            n_steps = representation.shape[-2]
+            square = (representation.mT @ representation / n_steps).sum(-3)
+        numbers = cls(
+            loss=ledger.loss,
+            hedge=-ledger.scale_gradient(),
+            daily=ledger.daily_pnl(),
+            traded=ledger.turnover,
+            held=ledger.positions.abs().sum((-1, -2)),
+            gradient=gradient,
+            representation=representation.mean(-2),
+            square=square,
+        )
+        return cls(**{name: value.detach() for name, value in vars(numbers).items()})
 
     @classmethod
-    def join(cls, parts: Sequence["Traces"]) -> "Traces":
+    def join(
+        cls,
+        parts: Sequence["Traces"],  # of some paths each
+    ) -> "Traces":
         """Return the traces of several chunks of paths as one."""
-        along = lambda name, axis: torch.cat([getattr(p, name) for p in parts], axis)
-        flat, deep = ("loss", "hedge", "traded", "held"), ("daily", "gradient", "seen")
-        return cls(**{name: along(name, -1) for name in flat}, **{name: along(name, 1) for name in deep}, square=sum(p.square for p in parts))
+        joined = {"square": sum(part.square for part in parts)}
+        for name in ("loss", "hedge", "traded", "held", "daily", "gradient", "representation"):
+            joined[name] = torch.cat([getattr(part, name) for part in parts], 1)  # n_paths is axis 1 of each
+        return cls(**joined)
 
-    def own(self, alpha: float) -> dict[str, Tensor]:  # each (M,)
-        """Return what can be said of one environment alone."""
-        rolling, risk = rolling_risk(self.daily, alpha=alpha), cvar(self.loss, alpha)
-        pair, none = self.slopes(alpha), torch.full_like(risk, torch.nan)
-        learned = self.gradient.shape[-1] > 0
-        return {"risk": risk, "er": -self.loss.mean(-1) / risk, "vr": variation(rolling), "tr": self.traded.sum(-1) / self.held.sum(-1),
-                "scale_gap": torch.where(self.held.any(-1), 1 - cvar_optimal_scale(self.hedge, self.loss + self.hedge, alpha), none),
-                "regret": head_regret(pair, tail_curvature(self.loss, self.gradient, alpha)) if learned else none,
-                "slope": product(pair) if learned else none}
+    @property
+    def learned(self) -> bool:
+        """Whether the policy has a head."""
+        return self.gradient.shape[-1] > 0
 
-    def slopes(self, alpha: float) -> Tensor:  # (M, 2, n_weights)
+    def own(
+        self,
+        alpha: float,  # confidence
+    ) -> dict[str, Tensor]:  # each (M,): risk, er, vr, tr, scale_gap, regret, slope; NaN where the policy has none
+        """Return the diagnostics of one environment alone."""
+        risk = cvar(self.loss, alpha)
+        undefined = torch.full_like(risk, torch.nan)
+        best_scale = cvar_optimal_scale(self.hedge, self.loss + self.hedge, alpha)
+        hedges = self.held.any(-1)
+        regret = slope = undefined
+        if self.learned:
+            pair = self.head_gradients(alpha)
+            regret = head_regret(pair, tail_curvature(self.loss, self.gradient, alpha))
+            slope = product(pair)
+        return {
+            "risk": risk,
+            "er": -self.loss.mean(-1) / risk,
+            "vr": variation(rolling_risk(self.daily, alpha=alpha)),
+            "tr": self.traded.sum(-1) / self.held.sum(-1),
+            "scale_gap": torch.where(hedges, 1 - best_scale, undefined),
+            "regret": regret,
+            "slope": slope,
+        }
+
+    def head_gradients(
+        self,
+        alpha: float,  # confidence
+    ) -> Tensor:  # (M, 2, n_weights), unit of the loss
         """Return the gradient of the risk in the head, in each half of the paths."""
         weights = tail_weights(halves(self.loss), alpha, 0.1)  # the width of `tail_curvature`
-        return (weights[..., None, :] @ self.gradient.unflatten(1, (2, -1)))[..., 0, :]
+        gradient = self.gradient.unflatten(1, (2, -1))
+        return (weights[..., None, :] @ gradient)[..., 0, :]
 
     def centres(self) -> tuple[Tensor, Tensor]:  # (M, 2, width), (M, width, width)
-        """Return the mean of the representation in each half, and its covariance."""
-        mean = self.seen.mean(1)
-        covariance = self.square / self.seen.shape[1] - mean[:, :, None] * mean[:, None, :]
-        return self.seen.unflatten(1, (2, -1)).mean(2), covariance
+        """Return the mean of the representation in each half, and its covariance over paths and dates."""
+        n_paths = self.representation.shape[1]
+        mean = self.representation.mean(1)
+        covariance = self.square / n_paths - mean[:, :, None] * mean[:, None, :]
+        mean_of_half = self.representation.unflatten(1, (2, -1)).mean(2)
+        return mean_of_half, covariance
+
+
+def _ledger_and_gradient(policy: Callable, episode: Episode) -> tuple[Ledger, Tensor]:
+    """Hedge an episode; the gradient of each path's loss in the head, (M, n_paths, n_weights), no weights where there is no head."""
+    if not hasattr(policy, "head_copies"):
+        ledger = hedge(policy, episode)
+        return ledger, ledger.loss.new_zeros(*ledger.loss.shape, 0)
+    n_paths = episode.payoff.shape[-1]
+    head = policy.head_copies(n_paths).detach().requires_grad_()
+    ledger = hedge(policy, episode, head=head)
+    (gradient,) = torch.autograd.grad(ledger.loss.sum(), head)
+    return ledger, gradient.flatten(2)
 
 
 def traces(
@@ -189,37 +253,56 @@ def traces(
     chunk: int = CHUNK,  # paths hedged at once; bounds the memory
     device: str = "cpu",
 ) -> dict[str, Traces]:
-    """Return the traces of every policy on the common paths of one environment. Raises ValueError for recorded windows."""
+    """Return the traces of every policy on the common paths of one environment. Raises ValueError for recorded windows and for an odd number or fewer than 100 of paths."""
     if isinstance(environment.market, Windows):
         raise ValueError(f"diagnostics need two independent halves of paths, got the recorded windows of {environment.name!r}, "
                          "which overlap; name simulated environments")
     if n_paths < 100 or n_paths % 2:
         raise ValueError(f"n_paths must be even and at least 100, got {n_paths}; 10000 gives cosines to about 0.1")
-    parts = {name: [] for name in policies}
+    chunks = {name: [] for name in policies}
     for episode in common_episodes(environment, n_paths, "evaluation", seed, device=device):
         for piece in pieces(episode, chunk):
             for name, policy in policies.items():
-                parts[name].append(Traces.of(policy, piece))
-    return {name: Traces.join(part) for name, part in parts.items()}
+                chunks[name].append(Traces.of(policy, piece))
+    return {name: Traces.join(parts) for name, parts in chunks.items()}
 
 # %% ../nbs/20_diagnostics.ipynb #d6ea379a
 @dataclass(frozen=True)
 class Diagnosis:
-    """What `diagnose` leaves; money in units of S_0."""
+    """What `diagnose` returns; money in units of S_0."""
     environments: pd.DataFrame  # method, seed, environment, role, risk, excess, er, vr, tr, scale_gap, regret, slope
     stability: pd.DataFrame  # method, seed, set, ig, ig_excess, wg, cosine, trace, c1, c2, c3, isi
 
 
-def _compare(left: Sequence[Traces], delta: Sequence[Traces], best: Tensor, alpha: float) -> dict[str, Tensor]:
-    """Return what compares environments, each (M,)."""
-    risk = torch.stack([cvar(one.loss, alpha) for one in left], -1)
-    unit = torch.stack([cvar(one.loss, alpha) for one in delta], -1)
-    none = torch.full_like(risk[..., 0], torch.nan)
-    out = {"ig": gap(risk), "ig_excess": gap(risk - best), "wg": worst_group(risk), "cosine": none, "trace": none}
-    apart = lambda these: separation(*(torch.stack(x, 1) if i == 0 else sum(x) / len(x) for i, x in enumerate(zip(*(t.centres() for t in these)))))
-    if left[0].gradient.shape[-1]:
-        out |= {"cosine": alignment(torch.stack([one.slopes(alpha) for one in left], 1)), "trace": apart(left)}
-    return out | stability(risk / unit, out["cosine"], out["trace"], apart(delta))
+def _separation(of: Sequence[Traces]) -> Tensor:
+    """Return the separation of the representation's means, (M,), of one policy in several environments."""
+    centres, covariances = zip(*(one.centres() for one in of))
+    within = sum(covariances) / len(covariances)
+    return separation(torch.stack(centres, 1), within)
+
+
+def _compare(
+    own: Sequence[Traces],  # of one policy, by environment
+    delta: Sequence[Traces],  # of the delta hedge, by environment
+    best: Tensor,  # lowest risk in each environment, (n_environments,)
+    alpha: float,  # confidence
+) -> dict[str, Tensor]:  # each (M,)
+    """Return the diagnostics that compare environments."""
+    risk = torch.stack([cvar(one.loss, alpha) for one in own], -1)
+    delta_risk = torch.stack([cvar(one.loss, alpha) for one in delta], -1)
+    cosine = trace = torch.full_like(risk[..., 0], torch.nan)
+    if own[0].learned:
+        gradients = torch.stack([one.head_gradients(alpha) for one in own], 1)
+        cosine = alignment(gradients)
+        trace = _separation(own)
+    return {
+        "ig": gap(risk),
+        "ig_excess": gap(risk - best),
+        "wg": worst_group(risk),
+        "cosine": cosine,
+        "trace": trace,
+        **stability(risk / delta_risk, cosine, trace, _separation(delta)),
+    }
 
 
 def diagnose(
@@ -233,25 +316,48 @@ def diagnose(
     quiet: bool = True,  # no progress bar
     **options,  # chunk, device
 ) -> Diagnosis:
-    """Look inside policies, and at the baselines beside them, on common paths."""
-    everywhere = list(environments)
-    left = {e.name: traces(baselines(e) | dict(policies), e, n_paths, seed, **options) for e in progress(everywhere, desc="diagnosing", disable=quiet)}
-    own = {e: {name: one.own(alpha) for name, one in of.items()} for e, of in left.items()}
-    best = {e: min(of["risk"].mean() for of in policies.values()) for e, policies in own.items()}
-    rows = [_rows(name, {**own[e.name][name], "excess": own[e.name][name]["risk"] - best[e.name]}, seeds, environment=e.name, role=e.role)
-            for e in everywhere for name in own[e.name]]
-    sets = {"all": everywhere} | {role: [e for e in everywhere if e.role == role] for role in ("train", "test")}
-    compared = [_rows(name, _compare([left[e.name][name] for e in chosen], [left[e.name]["delta"] for e in chosen],
-                                     torch.stack([best[e.name] for e in chosen]), alpha), seeds, set=kind)
-                for kind, chosen in sets.items() if len(chosen) > 1 for name in left[chosen[0].name]]
-    return Diagnosis(pd.concat(rows, ignore_index=True), pd.concat(compared, ignore_index=True) if compared else pd.DataFrame())
+    """Return the diagnostics of policies, and of the baselines beside them, on common paths.
+
+    Raises ValueError for recorded windows and for an odd number of paths.
+    """
+    chosen = list(environments)
+    found = {}  # environment -> policy -> traces
+    for environment in progress(chosen, desc="diagnosing", disable=quiet):
+        shown = baselines(environment) | dict(policies)
+        found[environment.name] = traces(shown, environment, n_paths, seed, **options)
+    rows, best = [], {}
+    for environment in chosen:
+        own = {name: one.own(alpha) for name, one in found[environment.name].items()}
+        lowest = min(values["risk"].mean() for values in own.values())
+        best[environment.name] = lowest
+        for name, values in own.items():
+            values["excess"] = values["risk"] - lowest
+            rows.append(_rows(name, values, seeds, environment=environment.name, role=environment.role))
+    compared = []
+    for label, names in _sets(chosen).items():
+        lowest = torch.stack([best[name] for name in names])
+        delta = [found[name]["delta"] for name in names]
+        for policy in found[names[0]]:
+            own = [found[name][policy] for name in names]
+            compared.append(_rows(policy, _compare(own, delta, lowest, alpha), seeds, set=label))
+    comparison = pd.concat(compared, ignore_index=True) if compared else pd.DataFrame()
+    return Diagnosis(pd.concat(rows, ignore_index=True), comparison)
+
+
+def _sets(environments: Sequence[Environment]) -> dict[str, list[str]]:
+    """Return the names of all environments, of those trained on and of the test environments, where there are two or more."""
+    sets = {"all": [e.name for e in environments]}
+    for role in ("train", "test"):
+        sets[role] = [e.name for e in environments if e.role == role]
+    return {label: names for label, names in sets.items() if len(names) > 1}
 
 
 def _rows(name: str, values: Mapping[str, Tensor], seeds: Sequence[int] | None, **where) -> pd.DataFrame:
     """Return a policy's numbers as rows, one per member."""
-    table = pd.DataFrame({k: v.double().cpu().numpy() for k, v in values.items()})
-    who = table.index if seeds is None else np.asarray(seeds)[table.index]
-    return pd.concat([pd.DataFrame({"method": name, "seed": who, **where}, index=table.index), table], axis=1)
+    table = pd.DataFrame({column: value.double().cpu().numpy() for column, value in values.items()})
+    members = table.index if seeds is None else np.asarray(seeds)[table.index]
+    labels = pd.DataFrame({"method": name, "seed": members, **where}, index=table.index)
+    return pd.concat([labels, table], axis=1)
 
 # %% ../nbs/20_diagnostics.ipynb #6a1dae9b
 VOLS = (0.05, 0.08, 0.13, 0.18, 0.25, 0.32, 0.40, 0.55, 0.80)  # shown to the hedger, annualised
@@ -261,7 +367,7 @@ VOLS = (0.05, 0.08, 0.13, 0.18, 0.25, 0.32, 0.40, 0.55, 0.80)  # shown to the he
 def sensitivity(
     policies: Mapping[str, Callable],  # name -> policy
     environment: Environment,  # whose paths are hedged
-    n_paths: int,
+    n_paths: int,  # of the environment
     seed: int,  # of the evaluation paths
     *,
     seeds: Sequence[int] | None = None,  # names of the members
@@ -272,18 +378,24 @@ def sensitivity(
     """Return how the mean position moves with the realised volatility that the hedger is shown, all else held."""
     rows = []
     for vol in vols:
-        shown = Probe(f"realised vol {vol}", columns={"realized_vol": lambda x: torch.full_like(x, vol)})
-        parts = {name: [] for name in policies}
+        probe = Probe(f"realised vol {vol}", columns={"realized_vol": lambda x: torch.full_like(x, vol)})
+        chunks = {name: [] for name in policies}
         for episode in common_episodes(environment, n_paths, "evaluation", seed, device=device):
-            for piece in pieces(episode, chunk, shown):
+            for piece in pieces(episode, chunk, probe):
                 for name, policy in policies.items():
-                    spot = policy(piece)[..., 0]
-                    off = spot - piece.call.delta(piece.paths.spot, piece.paths.tau, piece.paths.iv)[..., :-1]
-                    parts[name].append(torch.stack([spot.mean(-1), off.square().mean(-1)], -1))
-        for name, part in parts.items():
-            position, off = torch.cat(part, 1).mean(1).unbind(-1)
-            rows.append(_rows(name, {"position": position, "from_delta": off.sqrt()}, seeds, environment=environment.name, realized_vol=vol))
+                    chunks[name].append(_position_and_distance(policy, piece))
+        for name, parts in chunks.items():
+            position, square = torch.cat(parts, 1).mean(1).unbind(-1)
+            values = {"position": position, "from_delta": square.sqrt()}
+            rows.append(_rows(name, values, seeds, environment=environment.name, realized_vol=vol))
     return pd.concat(rows, ignore_index=True)
+
+
+def _position_and_distance(policy: Callable, episode: Episode) -> Tensor:
+    """Return the position in the spot and its squared distance from delta, both averaged over dates, (M, n_paths, 2)."""
+    spot = policy(episode)[..., 0]
+    distance = spot - episode.delta[..., :-1]
+    return torch.stack([spot.mean(-1), distance.square().mean(-1)], -1)
 
 # %% ../nbs/20_diagnostics.ipynb #resp0002
 @torch.no_grad()
@@ -298,13 +410,13 @@ def response(
     high: float = 1.0,  # shown then
 ) -> pd.DataFrame:  # one row per member: change (mean size, shares per call) and signed (its mean)
     """Return how a position changes when a column goes from one value to another, all else held."""
-    def shown(value):
-        return Probe(f"{column} {value:g}", columns={column: lambda x: torch.full_like(x, value)})
+    def positions(episode, value):  # in the spot, (M, n_paths, n_steps), where the column is this value
+        probe = Probe(f"{column} {value:g}", columns={column: lambda x: torch.full_like(x, value)})
+        return torch.cat([policy(piece)[..., 0] for piece in pieces(episode, CHUNK, probe)], 1)
 
     changes = []
     for episode in common_episodes(environment, n_paths, "evaluation", seed):
-        before, after = (torch.cat([policy(piece)[..., 0] for piece in pieces(episode, CHUNK, shown(value))], 1) for value in (low, high))
-        changes.append(after - before)
+        changes.append(positions(episode, high) - positions(episode, low))
     change = torch.cat(changes, 1).double()
     return pd.DataFrame({"change": change.abs().mean((1, 2)), "signed": change.mean((1, 2))})
 
@@ -325,9 +437,23 @@ def _moments(
 
 
 def _halved(x: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Return the first half of the paths and the second, dates among the rows."""
+    """Return the first half of the paths and the second, (n_paths/2 · n_dates, …) each."""
     half = x.shape[0] // 2
-    return tuple(part.flatten(0, 1).numpy(force=True) for part in (x[:half], x[half:]))
+    first, second = x[:half], x[half:]
+    return first.flatten(0, 1).numpy(force=True), second.flatten(0, 1).numpy(force=True)
+
+
+def _fitted(
+    model: Any,  # a classifier or a regression of scikit-learn
+    inputs: tuple[np.ndarray, np.ndarray],  # to fit on and to score on, (n, width)
+    targets: tuple[np.ndarray, np.ndarray],  # the same rows, (n,)
+) -> float:  # share of right answers of a classifier, R² of a regression
+    """Return the score of a linear model on rows that it was not fitted to; inputs are standardised by those that it was."""
+    from sklearn.pipeline import make_pipeline  # here, because importing scikit-learn takes a second
+    from sklearn.preprocessing import StandardScaler
+
+    fitted = make_pipeline(StandardScaler(), model).fit(inputs[0], targets[0])
+    return fitted.score(inputs[1], targets[1])
 
 
 def tells_environment(
@@ -338,16 +464,22 @@ def tells_environment(
     every: int = 10,  # dates between two that are looked at
 ) -> np.ndarray:  # (M,), share of moments whose environment a linear probe names; 1 / n_environments is chance
     """Return how well logistic regression names the environment. Raises ValueError for fewer than two."""
+    from sklearn.linear_model import LogisticRegression
+
     if len(environments) < 2:
         raise ValueError(f"a probe tells environments apart, got {len(environments)}; name two or more")
     seen = [_moments(see, environment, n_paths, seed, every)[0] for environment in environments]
+    members = len(seen[0])
     scores = []
-    for member in range(len(seen[0])):
-        halves_of = [_halved(moments[member]) for moments in seen]
-        fit, score = (np.concatenate(parts) for parts in zip(*halves_of))
-        of_fit, of_score = (np.repeat(np.arange(len(seen)), [len(h[i]) for h in halves_of]) for i in (0, 1))
-        probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-        scores.append(probe.fit(fit, of_fit).score(score, of_score))
+    for member in range(members):
+        inputs, labels = ([], []), ([], [])  # of the first halves, of the second halves
+        for number, moments in enumerate(seen):
+            for half, rows in enumerate(_halved(moments[member])):
+                inputs[half].append(rows)
+                labels[half].append(np.full(len(rows), number))
+        pair = [np.concatenate(part) for part in inputs]
+        named = [np.concatenate(part) for part in labels]
+        scores.append(_fitted(LogisticRegression(max_iter=1000), pair, named))
     return np.array(scores)
 
 
@@ -355,18 +487,18 @@ def tells_column(
     see: Callable,  # episode -> (M, n_paths, n_steps, width)
     environment: Environment,  # simulated
     column: str,  # a key of COLUMNS
-    n_paths: int,
+    n_paths: int,  # of the environment
     seed: int,  # of the evaluation paths
     every: int = 10,  # dates between two that are looked at
 ) -> np.ndarray:  # (M,), share of the column's variance, on paths that the line was not fitted to
-    """Return how well a straight line through what is seen tells a column."""
+    """Return how well a linear regression on what is seen predicts a column. Raises KeyError for an unknown column."""
+    from sklearn.linear_model import Ridge
+
     seen, episodes = _moments(see, environment, n_paths, seed, every)
-    values = torch.cat([COLUMNS[column].values(episode)[..., :episode.paths.n_steps] for episode in episodes], 1)[0]
-    of_fit, of_score = _halved(values[:, every // 2::every, None].double())
-    scores = []
-    for member in seen:
-        fit, score = _halved(member)
-        line = make_pipeline(StandardScaler(), Ridge(1e-3)).fit(fit, of_fit[:, 0])
-        scores.append(line.score(score, of_score[:, 0]))
+    of_column = COLUMNS[column].values
+    values = torch.cat([of_column(episode)[..., :episode.paths.n_steps] for episode in episodes], 1)[0]
+    looked_at = values[:, every // 2::every, None].double()
+    targets = [half[:, 0] for half in _halved(looked_at)]
+    scores = [_fitted(Ridge(1e-3), _halved(member), targets) for member in seen]
     return np.array(scores)
 

@@ -117,22 +117,22 @@ def test_curvature_is_of_differences_between_paths():
 @pytest.mark.parametrize("kind", POLICIES)
 def test_traces_hold_the_gradient_of_the_risk_in_the_head(kind):
     policy, world = learned(kind), ENVIRONMENTS["medium"]
-    left = traces({"it": policy}, world, 200, 0, chunk=70)["it"]  # chunks of unequal size
+    found = traces({"it": policy}, world, 200, 0, chunk=70)["it"]  # chunks of unequal size
     whole = traces({"it": policy}, world, 200, 0, chunk=200)["it"]
-    assert all(torch.allclose(getattr(left, f.name), getattr(whole, f.name), atol=1e-4) for f in dataclasses.fields(Traces))
+    assert all(torch.allclose(getattr(found, f.name), getattr(whole, f.name), atol=1e-4) for f in dataclasses.fields(Traces))
     from hirm.environments import common_episodes
     episode = next(common_episodes(world, 200, "evaluation"))
     loss = hedge(policy, episode).loss
     (wanted,) = torch.autograd.grad((tail_weights(loss[:, :100], 0.95, 0.1).detach() * loss[:, :100]).sum(), policy.head)
-    assert torch.allclose(left.slopes(0.95)[:, 0], wanted.flatten(1), atol=1e-6)
+    assert torch.allclose(found.head_gradients(0.95)[:, 0], wanted.flatten(1), atol=1e-6)
     seen = policy.representation(episode).detach()
-    centre, within = left.centres()
+    centre, within = found.centres()
     assert torch.allclose(centre.mean(1), seen.mean((1, 2)), atol=1e-5) and torch.allclose(within[0], torch.cov(seen[0].flatten(0, 1).T, correction=0), atol=1e-5)
 
 
 def test_baselines_have_neither_head_nor_scale_that_they_do_not_have():
-    left = traces({"none": NoHedge(), "delta": Delta(), "band": WhalleyWilmott()}, ENVIRONMENTS["low"], 1000, 0)
-    own = {name: one.own(0.95) for name, one in left.items()}
+    found = traces({"none": NoHedge(), "delta": Delta(), "band": WhalleyWilmott()}, ENVIRONMENTS["low"], 1000, 0)
+    own = {name: one.own(0.95) for name, one in found.items()}
     assert own["none"]["scale_gap"].isnan() and own["none"]["tr"].isnan() and own["delta"]["regret"].isnan()
     assert own["band"]["tr"] < own["delta"]["tr"] and abs(own["delta"]["scale_gap"]) < 0.15
 
@@ -186,7 +186,7 @@ def test_numbers_of_one_environment_by_hand():
     daily = torch.zeros(1, 200, 40)
     daily[:, :10, :20], daily[:, :10, 20:] = -0.5, -1.5  # rolling windows of 20 lose from 10 to 30
     paths, none = torch.ones(1, 200), torch.zeros(1, 200, 0)
-    seen = Traces(loss, hedge=-loss, daily=daily, traded=3 * paths, held=6 * paths, gradient=none, seen=none, square=torch.zeros(1, 0, 0)).own(0.95)
+    seen = Traces(loss, hedge=-loss, daily=daily, traded=3 * paths, held=6 * paths, gradient=none, representation=none, square=torch.zeros(1, 0, 0)).own(0.95)
     rolling = torch.linspace(10, 30, 21)
     assert seen["risk"].item() == pytest.approx(1.0) and seen["er"].item() == pytest.approx((190 * 0.1 - 10) / 200)
     assert seen["tr"].item() == pytest.approx(0.5) and seen["vr"].item() == pytest.approx((rolling.std(correction=0) / rolling.mean()).item())
