@@ -9,7 +9,7 @@ __all__ = ['black_scholes', 'delta', 'gamma', 'vega', 'theta', 'EuropeanCall', '
 # %% ../nbs/03_pricing.ipynb #3b909a1d
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import QuantLib as ql
@@ -19,7 +19,7 @@ from scipy.interpolate import CubicSpline
 from torch import Tensor
 
 from .history import Windows
-from .markets import GBM, SABR, Heston, Jumps, Momentum, Paths
+from .markets import GBM, SABR, Heston, Jumps, Market, Momentum, Paths
 
 # %% ../nbs/03_pricing.ipynb #b1b36d68
 def _tensors(
@@ -191,12 +191,22 @@ def _rules(
     ]
 
 # %% ../nbs/03_pricing.ipynb #99bc3a8c
-def _log_price(total_vol: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    "Log of the price of an out-of-the-money call on `low` struck at `high`, and its slope in total vol."
+def _scaled_cdf(d: Tensor) -> Tensor:
+    "N(d) over the normal density at d, with its relative accuracy in the left tail."
+    return math.sqrt(math.pi / 2) * torch.special.erfcx(-d / math.sqrt(2))
+
+
+def _log_price(
+    total_vol: Tensor,  # vol times the root of tau
+    low: Tensor, high: Tensor,  # spot and strike of an out-of-the-money call
+) -> tuple[Tensor, Tensor]:  # log of the price, and its slope in total vol
+    "The logarithm of a price that may be as small as 1e-200, and how fast it grows."
     d1 = torch.log(low / high) / total_vol + 0.5 * total_vol
-    scaled = lambda d: math.sqrt(math.pi / 2) * torch.special.erfcx(-d / math.sqrt(2))  # N(d) / density(d)
-    ratio = scaled(d1) - scaled(d1 - total_vol)  # price / vega: the common factor is out, so 1e-200 keeps its digits
-    return torch.log(low * ratio) - 0.5 * d1 * d1 - 0.5 * math.log(2 * math.pi), 1 / ratio
+    d2 = d1 - total_vol
+    # the density at d1 is a factor of both terms of the price, and of vega: what is left keeps its digits
+    price_to_vega = _scaled_cdf(d1) - _scaled_cdf(d2)
+    log_price = torch.log(low * price_to_vega) - 0.5 * d1 * d1 - 0.5 * math.log(2 * math.pi)
+    return log_price, 1 / price_to_vega
 
 # %% ../nbs/03_pricing.ipynb #da5216fc
 @torch.no_grad()
@@ -338,6 +348,17 @@ def _model_premium(market: GBM | Heston | SABR | Jumps, strike: float, maturity:
     return min(max(price, intrinsic), 1.0)
 
 # %% ../nbs/03_pricing.ipynb #54f8e11e
+def _as_quoted(
+    market: Market,  # the dynamics, perhaps with momentum
+) -> Market:  # the dynamics that a seller sees
+    "Leaves out momentum, wherever it sits: the call is sold as if nobody had noticed."
+    if isinstance(market, Momentum):
+        return _as_quoted(market.base)
+    if isinstance(market, Jumps):
+        return replace(market, base=_as_quoted(market.base))
+    return market
+
+
 def premium(
     market: GBM | Heston | SABR | Jumps | Momentum | Windows,  # the dynamics that the seller believes in
     call: EuropeanCall,  # what is sold
@@ -347,36 +368,65 @@ def premium(
     """What the call sells for on date 0: the model's price, or on history Black-Scholes at each window's implied vol.
 
     Raises ValueError for a maturity that is not positive, for windows without their paths and where no method finds a price
-    between intrinsic value and spot; TypeError for a market without a formula (Jumps on SABR, a market of your own).
+    between intrinsic value and spot; TypeError for a market without a formula (Jumps on SABR or on Jumps, a market of your own).
     """
     _check_maturity(maturity)
-    if isinstance(market, Momentum):  # sold as if nobody had noticed
-        market = market.base
     if not isinstance(market, Windows):
-        return _model_premium(market, call.strike, maturity)
+        return _model_premium(_as_quoted(market), call.strike, maturity)
     if paths is None:
         raise ValueError("history has no price model, so premium needs the windows themselves, got paths=None; "
                          "pass the Paths that the windows gave")
     return call.price(paths.spot[..., 0], maturity, paths.iv[..., 0])
 
 # %% ../nbs/03_pricing.ipynb #9b2ad4f0
-def _sabr_grid(
-    alpha: float, beta: float, nu: float,  # of SABR over one year
+def _sabr_prices(
+    local_vol: float,  # of the price at the strike, over one year
     strike: float,
-    fineness: float,  # 1: about 300 prices and 30 to 90 vols
-) -> tuple[np.ndarray, np.ndarray]:  # prices from 0 on and vols from 0 on
-    "Nodes densest at the strike, and vols in equal ratios about today's, as far as either matters."
-    width = 0.5 * strike * min(alpha * strike ** (beta - 1), 1.0)  # half a standard deviation of the price near the strike
-    step, highest = 0.06 / fineness, 1e4 * max(strike, 1.0)
-    below, above = math.asinh(strike / width) / step, math.asinh(highest / width) / step
-    prices = strike + width * np.sinh(step * np.arange(-math.floor(below), math.ceil(above) + 1))
-    # above `top` the price soon is zero, below `bottom` it stands still; 5.5 standard deviations are out of reach
-    top = min(alpha * math.exp(5.5 * nu), max(40 * max(nu, 1.0), 2 * alpha))
-    bottom = max(alpha * math.exp(-5.5 * nu), min(0.005, alpha / 2))
+    fineness: float,  # 1: about 300 nodes
+) -> np.ndarray:  # from 0 on
+    "Prices densest at the strike, by a hyperbolic sine."
+    width = 0.5 * strike * min(local_vol, 1.0)  # half a standard deviation of the price near the strike
+    highest = 1e4 * max(strike, 1.0)
+    step = 0.06 / fineness
+    steps_below = math.floor(math.asinh(strike / width) / step)
+    steps_above = math.ceil(math.asinh(highest / width) / step)
+    places = step * np.arange(-steps_below, steps_above + 1)
+    prices = strike + width * np.sinh(places)
+    return np.append(0.0, prices[prices > 1e-3 * strike])
+
+
+def _sabr_vols(
+    alpha: float, nu: float,  # of SABR over one year
+    fineness: float,  # 1: 30 to 90 nodes
+) -> np.ndarray:  # from 0 on
+    "Vols in equal ratios about today's, as far as they matter and can be reached."
+    reach = 5.5 * nu  # in logs: more standard deviations are out of reach
+    matters_above = max(40 * max(nu, 1.0), 2 * alpha)  # above, the price is soon zero
+    matters_below = min(0.005, alpha / 2)  # below, the price stands still
+    top = min(alpha * math.exp(reach), matters_above)
+    bottom = max(alpha * math.exp(-reach), matters_below)
     ratio = min(0.12, math.log(top / bottom) / 24) / fineness
-    below, above = math.log(alpha / bottom) / ratio, math.log(top / alpha) / ratio
-    vols = alpha * np.exp(ratio * np.arange(-math.ceil(below), math.ceil(above) + 1))
-    return np.append(0.0, prices[prices > 1e-3 * strike]), np.append(0.0, vols)
+    steps_below = math.ceil(math.log(alpha / bottom) / ratio)
+    steps_above = math.ceil(math.log(top / alpha) / ratio)
+    vols = alpha * np.exp(ratio * np.arange(-steps_below, steps_above + 1))
+    return np.append(0.0, vols)
+
+
+def _sabr_operator(
+    prices: np.ndarray, vols: np.ndarray,  # the nodes
+    beta: float, nu: float, rho: float,  # of SABR over one year
+    strike: float,
+) -> tuple[ql.FdmZabrOp, ql.FdmBoundaryConditionSet]:
+    "How values move in time, and what a put is worth at the edges of the grid."
+    mesher = ql.FdmMesherComposite(ql.Predefined1dMesher(prices.tolist()), ql.Predefined1dMesher(vols.tolist()))
+    # ZABR with gamma = 1 is SABR, in the vol itself: no drift, and nothing moves at 0
+    operator = ql.FdmZabrOp(mesher, beta, nu, rho, 1.0)
+    edge, edges = ql.FdmDirichletBoundary, ql.FdmBoundaryConditionSet()
+    price_axis, vol_axis = 0, 1
+    edges.push_back(edge(mesher, strike, price_axis, edge.Lower))
+    edges.push_back(edge(mesher, 0.0, price_axis, edge.Upper))
+    edges.push_back(edge(mesher, strike, vol_axis, edge.Upper))
+    return operator, edges
 
 
 def _sabr_put(
@@ -385,27 +435,28 @@ def _sabr_put(
     fineness: float,  # of the grid; twice as fine costs eight times as much
 ) -> float:  # price in units of S_0
     "The put by QuantLib's finite differences on a grid of ours."
-    prices, vols = _sabr_grid(alpha, beta, nu, strike, fineness)
-    mesher = ql.FdmMesherComposite(ql.Predefined1dMesher(prices.tolist()), ql.Predefined1dMesher(vols.tolist()))
-    operator = ql.FdmZabrOp(mesher, beta, nu, rho, 1.0)  # ZABR with gamma = 1 is SABR, in the vol itself: no drift, and nothing moves at 0
-    edge, edges = ql.FdmDirichletBoundary, ql.FdmBoundaryConditionSet()
-    for value, axis, side in ((strike, 0, edge.Lower), (0.0, 0, edge.Upper), (strike, 1, edge.Upper)):
-        edges.push_back(edge(mesher, value, axis, side))
-    payoff, kink = np.maximum(strike - prices, 0), np.abs(prices - strike).argmin()
+    prices = _sabr_prices(alpha * strike ** (beta - 1), strike, fineness)
+    vols = _sabr_vols(alpha, nu, fineness)
+    operator, edges = _sabr_operator(prices, vols, beta, nu, rho, strike)
+    payoff = np.maximum(strike - prices, 0)
+    kink = np.abs(prices - strike).argmin()
     payoff[kink] = (prices[kink + 1] - prices[kink - 1]) / 16  # its mean over the node's cell
     values = ql.Array(np.tile(payoff, len(vols)).tolist())
     nothing = ql.FdmStepConditionComposite(ql.DoubleVector(), ql.FdmStepConditionVector())
     solver = ql.FdmBackwardSolver(operator, edges, nothing, ql.FdmSchemeDesc.Hundsdorfer())
     solver.rollback(values, 1.0, 0.0, round(50 * fineness), 2)
-    today = np.array(list(values)).reshape(len(vols), len(prices))[np.abs(vols - alpha).argmin()]
+    by_vol = np.array(list(values)).reshape(len(vols), len(prices))
+    today = by_vol[np.abs(vols - alpha).argmin()]
     return CubicSpline(prices, today)(1.0).item()
 
 
 def _sabr_engine(alpha: float, beta: float, nu: float, rho: float, strike: float) -> float:
     "The call on a grid of 50 dates, 400 prices and 50 vols by FdSabrVanillaEngine; NaN where its grid's series breaks down."
     beta = min(beta, 1 - max(1e-3, 1e-5 / alpha))  # it excludes beta = 1, and its series fails nearer to it than this
+    def engine(spot, curve, today):
+        return ql.FdSabrVanillaEngine(1.0, alpha, beta, nu, rho, curve, 50, 400, 50)
     try:
-        return _engine_price(lambda spot, curve, today: ql.FdSabrVanillaEngine(1.0, alpha, beta, nu, rho, curve, 50, 400, 50), strike)
+        return _engine_price(engine, strike)
     except RuntimeError:
         return math.nan
 
@@ -418,7 +469,8 @@ def _sabr_premium(market: SABR, strike: float, maturity: float) -> float:
     for fineness in (1, 2):
         fine = _sabr_put(*scaled, strike, fineness)
         if abs(fine - coarse) < 3e-4:
-            price = fine + (fine - coarse) / 3 + 1 - strike
+            put = fine + (fine - coarse) / 3
+            price = put + 1 - strike
             engine = _sabr_engine(*scaled, strike)
             return engine if abs(engine - price) < 3e-5 else price
         before, coarse = coarse, fine
@@ -427,16 +479,18 @@ def _sabr_premium(market: SABR, strike: float, maturity: float) -> float:
 
 # %% ../nbs/03_pricing.ipynb #6db05cc5
 def variance_swap_rate(
-    market: GBM | Heston | SABR | Jumps,  # the dynamics
+    market: GBM | Heston | SABR | Jumps | Momentum,  # the dynamics
     maturity: float,  # years
 ) -> float:  # fair annualised variance; its root is the swap's volatility
     """The fair strike of the idealised variance swap: expected realised variance per year, jumps included.
 
     Raises ValueError for a maturity that is not positive, TypeError for recorded windows, which carry their own rate.
     """
-    base = market.base if isinstance(market, Jumps) else market
+    base = market
+    while isinstance(base, (Jumps, Momentum)):
+        base = base.base
     if not isinstance(base, (GBM, Heston, SABR)):
-        raise TypeError(f"market must be GBM, Heston, SABR or Jumps on one of them, got {market!r}; "
+        raise TypeError(f"market must be GBM, Heston, SABR, or Jumps or Momentum on one of them, got {market!r}; "
                         "recorded windows carry their own rate, paths.iv[..., 0] ** 2")
     _check_maturity(maturity)
     if isinstance(base, Heston):

@@ -10,7 +10,7 @@ from scipy.stats import qmc
 
 from hirm import pricing
 from hirm.history import Windows
-from hirm.markets import GBM, SABR, Heston, Jumps, Paths
+from hirm.markets import GBM, SABR, Heston, Jumps, Momentum, Paths
 from hirm.pricing import EuropeanCall, black_scholes, delta, gamma, heston_greeks, implied_vol, premium, theta, variance_swap_rate, vega
 
 QUARTER = 60 / 252
@@ -491,8 +491,17 @@ def test_bad_maturity_is_refused(maturity):
             ask()
 
 
+@pytest.mark.parametrize("market, quoted", [
+    (Momentum(BUEHLER, 0.3), BUEHLER), (Momentum(Momentum(BUEHLER, 0.3), -0.1), BUEHLER), (Jumps(Momentum(GBM(0.2), 0.3), 1, -0.05, 0.08), Jumps(GBM(0.2), 1, -0.05, 0.08)),
+    (Momentum(BATES, 0.3), BATES), (Momentum(Jumps(Momentum(GBM(0.2), 0.1), 1, -0.05, 0.08), 0.2), Jumps(GBM(0.2), 1, -0.05, 0.08)), (Momentum(SABR_CALM, 0.3), SABR_CALM)])
+def test_momentum_is_not_noticed_however_deep_it_sits(market, quoted):
+    assert premium(market, EuropeanCall(), QUARTER) == premium(quoted, EuropeanCall(), QUARTER)
+    assert variance_swap_rate(market, QUARTER) == variance_swap_rate(quoted, QUARTER)
+
+
 def test_markets_without_a_formula_are_refused():
-    for market in (Jumps(SABR_CALM, 1, 0.0, 0.1), "heston"):
+    jumpy = Jumps(GBM(0.2), 1, 0.0, 0.1)
+    for market in (Jumps(SABR_CALM, 1, 0.0, 0.1), Jumps(Momentum(SABR_CALM, 0.1), 1, 0.0, 0.1), Jumps(jumpy, 1, 0.0, 0.1), "heston"):
         with pytest.raises(TypeError, match="market must be .*; price it by Monte Carlo"):
             premium(market, EuropeanCall(), QUARTER)
     with pytest.raises(TypeError, match="market must be .*; recorded windows carry"):
