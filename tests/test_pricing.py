@@ -445,6 +445,15 @@ def test_sabr_is_never_below_intrinsic_value_nor_guessed():
         premium(SABR(1.0, 0.0, 1.0, 0.6), EuropeanCall(), 5.0)
 
 
+@pytest.mark.parametrize("alpha, beta, nu, rho, days, simulated, error", [
+    (0.1, 0.5, 0.3, -0.7, 20, 0.01119, 3e-5), (0.6, 0.5, 1.5, 0.2, 250, 0.24858, 2e-3), (0.3, 0.75, 0.9, -0.2, 60, 0.05883, 2e-4),
+    (0.3, 1.0, 1.5, -0.7, 60, 0.05765, 2e-4), (0.6, 1.0, 1.5, -0.7, 20, 0.06653, 2e-4)])
+def test_ordinary_sabr_sets_have_the_price_of_80_000_paths(alpha, beta, nu, rho, days, simulated, error):
+    """Sampled from 168 sets; simulated by the market itself on steps of a day or less, with the spot as control."""
+    price = premium(SABR(alpha, beta, nu, rho), EuropeanCall(), days / 252)
+    assert abs(price - simulated) < 3 * error and 0 < price < 1
+
+
 def test_sabr_prices_fall_and_bend_with_the_strike():
     """No arbitrage across strikes, on either side of the engine's agreement: slopes between -1 and 0, and rising."""
     strikes = np.linspace(0.7, 1.4, 8)
