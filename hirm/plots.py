@@ -49,7 +49,11 @@ def colour(
     name: str,  # of a method, a baseline or an environment
 ) -> str:  # hexadecimal
     """Return the colour of a name, the same on every page; a name of your own gets a spare one by its spelling."""
-    return COLOURS.get(name) or WORLDS.get(name) or SPARE[sum(map(ord, name)) % len(SPARE)]
+    known = COLOURS | WORLDS
+    if name in known:
+        return known[name]
+    spelling = sum(ord(letter) for letter in name)
+    return SPARE[spelling % len(SPARE)]
 
 
 def compact_svg(
@@ -78,7 +82,9 @@ def styled(draw: Callable) -> Callable:
         if frame.empty:
             raise ValueError(f"{draw.__name__} has nothing to draw: the frame has no rows; check the names it was filtered by")
         with mpl.rc_context(STYLE):
-            drawn = draw(frame, *args, ax=plt.figure().add_subplot() if ax is None else ax, **options)
+            if ax is None:
+                ax = plt.figure().add_subplot()
+            drawn = draw(frame, *args, ax=ax, **options)
             interactive = mpl.is_interactive()
         mpl.interactive(interactive)  # a notebook turns it on at its first figure; the context would turn it off again
         return drawn
@@ -93,10 +99,15 @@ def _each(frame: pd.DataFrame, by: str = "method") -> Iterator[tuple[str, pd.Dat
 
 def _seeds(ax: Axes, rows: pd.DataFrame, x: str, y: str, scale: tuple[float, float], **style) -> None:
     """Draw the mean over seeds as a line, and each seed as a faint one."""
-    table = rows.pivot_table(index=x, columns="seed", values=y, sort=True) if "seed" in rows else rows.set_index(x)[[y]]
+    if "seed" in rows:
+        table = rows.pivot_table(index=x, columns="seed", values=y, sort=True)
+    else:
+        table = rows.set_index(x)[[y]]
+    across, up = table.index * scale[0], table * scale[1]
     if table.shape[1] > 1:
-        ax.plot(table.index * scale[0], table * scale[1], **style | {"alpha": 0.25, "lw": 0.6, "label": "_seed"})
-    ax.plot(table.index * scale[0], table.mean(axis=1) * scale[1], **style)
+        faint = {"alpha": 0.25, "lw": 0.6, "label": "_seed"}
+        ax.plot(across, up, **style | faint)
+    ax.plot(across, table.mean(axis=1) * scale[1], **style)
 
 
 @styled
@@ -109,8 +120,11 @@ def learning_curves(
     """Draw the risk per environment over the updates, with the penalty in a panel above."""
     for name, rows, style in _each(frame, "environment"):
         validated = rows["role"].iloc[0] == "validate"
-        style |= {"marker": "o", "ms": 3, "ls": "none"} if validated else {}
-        _seeds(ax, rows, "step", "risk", (1, 1), label=f"{name} (validation)" if validated else name, **style)
+        label = name
+        if validated:
+            label = f"{name} (validation)"
+            style |= {"marker": "o", "ms": 3, "ls": "none"}
+        _seeds(ax, rows, "step", "risk", (1, 1), label=label, **style)
         if validated and best is not None:
             kept = rows.loc[rows["step"] == best, "risk"].mean()
             ax.plot(best, kept, "o", ms=9, mfc="none", mec=INK, label="checkpoint kept")
@@ -118,7 +132,8 @@ def learning_curves(
     ax.legend(ncols=2)
     if "penalty" in frame and frame["penalty"].notna().any():
         panel = ax.inset_axes((0, 1.06, 1, 0.28), sharex=ax)
-        panel.plot(frame.dropna(subset="penalty").groupby("step")["penalty"].mean(), color=INK, lw=1)
+        penalty = frame.dropna(subset="penalty").groupby("step")["penalty"].mean()
+        panel.plot(penalty, color=INK, lw=1)
         panel.set(ylabel="penalty")
         panel.tick_params(labelbottom=False)
     return ax
@@ -132,12 +147,16 @@ def tail_qq(
     above: float = 0.5,  # lowest level that is drawn
 ) -> Axes:
     """Draw the tail quantiles of each method's loss against those of a reference."""
-    if reference not in set(frame["method"]):
-        raise ValueError(f"no rows of the reference {reference!r}; got {sorted(frame['method'].unique())}; evaluate it on the same paths")
-    loss = 100 * frame[frame["level"] >= above].groupby(["method", "level"], sort=False)["loss"].mean().unstack(0).sort_index().dropna()
+    methods = sorted(frame["method"].unique())
+    if reference not in methods:
+        raise ValueError(f"no rows of the reference {reference!r}; got {methods}; evaluate it on the same paths")
+    drawn = frame[frame["level"] >= above]
+    over_seeds = drawn.groupby(["method", "level"], sort=False)["loss"].mean()
+    loss = 100 * over_seeds.unstack("method").sort_index().dropna()  # one column per method, % of spot
     base = loss[reference]
     ax.axline((base.iloc[0], base.iloc[0]), slope=1, color=INK, lw=0.8)
-    marks = [int(np.abs(loss.index - level).argmin()) for level in (0.95, 0.99) if level <= loss.index.max()]
+    marked = [level for level in (0.95, 0.99) if level <= loss.index.max()]
+    marks = [int(np.abs(loss.index - level).argmin()) for level in marked]
     for method in loss.columns.drop(reference):
         ax.plot(base, loss[method], color=colour(method), ls=DASHES.get(method, "-"), label=method,
                 marker="o", ms=6, mfc="none", markevery=marks)
@@ -153,7 +172,9 @@ def estimates(
 ) -> pd.DataFrame:  # columns mean, width (half of a 95 % interval, 0 where none exists)
     """Return the mean over seeds and the half-width of its interval."""
     error = frame.get(f"{value}_se", pd.Series(np.nan, frame.index))
-    pairs = {name: interval(rows[value], error.loc[rows.index]) for name, rows in frame.groupby(by, sort=False)}
+    pairs = {}
+    for name, rows in frame.groupby(by, sort=False):
+        pairs[name] = interval(rows[value], error.loc[rows.index])
     return pd.DataFrame.from_dict(pairs, orient="index", columns=["mean", "width"]).fillna(0.0)
 
 
@@ -169,8 +190,10 @@ def interval_plot(
     summary = scale * estimates(frame, value)
     for row, (method, rows, style) in enumerate(_each(frame)):
         if len(rows) > 1:
-            ax.plot(scale * rows[value], np.full(len(rows), row), "o", ms=3.5, alpha=0.3, mec="none", color=style["color"])
-        ax.errorbar(summary.loc[method, "mean"], row, xerr=summary.loc[method, "width"], fmt="o", ms=5, capsize=3, color=style["color"])
+            height = np.full(len(rows), row)
+            ax.plot(scale * rows[value], height, "o", ms=3.5, alpha=0.3, mec="none", color=style["color"])
+        mean, width = summary.loc[method, ["mean", "width"]]
+        ax.errorbar(mean, row, xerr=width, fmt="o", ms=5, capsize=3, color=style["color"])
     ax.set_yticks(range(len(summary)), summary.index)
     ax.set(xlabel=label)
     ax.invert_yaxis()
@@ -208,12 +231,14 @@ def lambda_sweep(
 ) -> Axes:
     """Draw a metric over the penalty weight, with the interval of the seeds as a band."""
     for name, rows, style in _each(frame, by):
-        path = scale * estimates(rows, value, "weight").sort_index()
-        ground, path = path[path.index == 0], path[path.index > 0]
+        summary = scale * estimates(rows, value, "weight").sort_index()
+        without, path = summary[summary.index == 0], summary[summary.index > 0]
         ax.plot(path.index, path["mean"], label=name, marker="o", ms=3, **style)
-        ax.fill_between(path.index, path["mean"] - path["width"], path["mean"] + path["width"], color=style["color"], alpha=0.15, lw=0)
-        if len(ground):
-            ax.axhline(ground["mean"].item(), color=style["color"] if by != "method" else colour("erm"), lw=0.9, ls=":")
+        lower, upper = path["mean"] - path["width"], path["mean"] + path["width"]
+        ax.fill_between(path.index, lower, upper, color=style["color"], alpha=0.15, lw=0)
+        if len(without):
+            ink = colour("erm") if by == "method" else style["color"]
+            ax.axhline(without["mean"].item(), color=ink, lw=0.9, ls=":")
     ax.set(xscale="log", xlabel="penalty weight λ", ylabel=label)
     ax.legend()
     return ax
@@ -231,9 +256,10 @@ def frontier(
     """Draw tail risk against turnover, seeds as faint dots, means with the intervals of both."""
     across, up = scale[0] * estimates(frame, x), scale[1] * estimates(frame, y)
     for method, rows, style in _each(frame):
-        ax.plot(scale[0] * rows[x], scale[1] * rows[y], "o", ms=3, alpha=0.3, mec="none", color=style["color"])
-        ax.errorbar(across.loc[method, "mean"], up.loc[method, "mean"], xerr=across.loc[method, "width"], yerr=up.loc[method, "width"],
-                    fmt="o", ms=5, color=style["color"], label=method)
+        ink = style["color"]
+        ax.plot(scale[0] * rows[x], scale[1] * rows[y], "o", ms=3, alpha=0.3, mec="none", color=ink)
+        (mean_x, width_x), (mean_y, width_y) = across.loc[method], up.loc[method]
+        ax.errorbar(mean_x, mean_y, xerr=width_x, yerr=width_y, fmt="o", ms=5, color=ink, label=method)
     ax.set(xlabel=labels[0], ylabel=labels[1])
     ax.legend()
     return ax

@@ -54,21 +54,30 @@ def listed(
     many: str,  # where there are several; {names} and {n}
 ) -> str:
     """Return the form of a sentence that fits how many names there are."""
-    *first, last = names or [""]
-    joined = f"{', '.join(first)} and {last}" if first else last
-    form = none if not names else one if len(names) == 1 else many
-    return form.format(names=joined, n=len(names))
+    if not names:
+        return none.format(names="", n=0)
+    if len(names) == 1:
+        return one.format(names=names[0], n=1)
+    *first, last = names
+    joined = f"{', '.join(first)} and {last}"
+    return many.format(names=joined, n=len(names))
 
 # %% ../nbs/12_tables.ipynb #364e3212
 def crisis_table(
     frame: pd.DataFrame,  # metrics, as `evaluate` gives them
     environments: Sequence[str] | None = None,  # default: all test environments of the frame
 ) -> pd.DataFrame:  # index environment and method; text, money in % of spot
-    """Return the table that the pages print: seven columns, three digits, the interval beside the estimate."""
-    chosen = frame[frame["environment"].isin(environments) if environments is not None else frame["role"] == "test"]
+    """Return the table that the pages print: seven columns, three digits, the interval beside the estimate.
+
+    Raises ValueError for environments of which the frame has no row, and for a frame without a test environment where none is named.
+    """
+    if environments is None:
+        chosen = frame[frame["role"] == "test"]
+    else:
+        chosen = frame[frame["environment"].isin(environments)]
     if chosen.empty:
-        raise ValueError(f"no row for environments {environments or 'with role test'}; the frame holds "
-                         f"{sorted(frame['environment'].unique())}")
+        wanted = environments or "with role test"
+        raise ValueError(f"no row for environments {wanted}; the frame holds {sorted(frame['environment'].unique())}")
     return chosen.groupby(["environment", "method"], sort=False).apply(_row)
 
 
@@ -76,32 +85,48 @@ def _row(group: pd.DataFrame) -> pd.Series:
     """Return one line of the table."""
     tail, width = interval(group["cvar95"], group["cvar95_se"])
     mean = group.mean(numeric_only=True)
-    return pd.Series({
-        "CVaR-95 (%)": digits(100 * tail), "± (%)": digits(100 * width), "CVaR-99 (%)": digits(100 * mean["cvar99"]),
-        "mean P&L (%)": digits(100 * mean["mean_pnl"]), "max drawdown (%)": digits(100 * mean["max_drawdown"]),
-        "turnover": digits(mean["turnover"]), "turnover / ERM": digits(mean["turnover_to_erm"])})
+    values = {
+        "CVaR-95 (%)": 100 * tail,
+        "± (%)": 100 * width,
+        "CVaR-99 (%)": 100 * mean["cvar99"],
+        "mean P&L (%)": 100 * mean["mean_pnl"],
+        "max drawdown (%)": 100 * mean["max_drawdown"],
+        "turnover": mean["turnover"],
+        "turnover / ERM": mean["turnover_to_erm"],
+    }
+    return pd.Series({name: digits(value) for name, value in values.items()})
 
 # %% ../nbs/12_tables.ipynb #846cd5b2
 def case_table(
     frame: pd.DataFrame,  # metrics, as `evaluate` gives them
 ) -> pd.DataFrame:  # index environment and method; text, money in % of spot
     """Return the case studies: every recorded test environment of the frame."""
-    chosen = frame[(frame["role"] == "test") & (frame["n_effective"] < frame["n_paths"])]
-    rows = chosen.groupby(["environment", "method"], sort=False).mean(numeric_only=True)
-    percent = {"mean P&L (%)": "mean_pnl", "CVaR-95 (%)": "cvar95", "max drawdown (%)": "max_drawdown"}
-    table = pd.DataFrame({"windows": rows["n_paths"].map("{:.0f}".format), "independent": rows["n_effective"].map("{:.1f}".format)})
-    return table.assign(**{name: (100 * rows[column]).map(digits) for name, column in percent.items()}, turnover=rows["turnover"].map(digits))
+    recorded = frame["n_effective"] < frame["n_paths"]  # their windows overlap
+    chosen = frame[(frame["role"] == "test") & recorded]
+    mean = chosen.groupby(["environment", "method"], sort=False).mean(numeric_only=True)
+    return pd.DataFrame({
+        "windows": mean["n_paths"].map("{:.0f}".format),
+        "independent": mean["n_effective"].map("{:.1f}".format),
+        "mean P&L (%)": (100 * mean["mean_pnl"]).map(digits),
+        "CVaR-95 (%)": (100 * mean["cvar95"]).map(digits),
+        "max drawdown (%)": (100 * mean["max_drawdown"]).map(digits),
+        "turnover": mean["turnover"].map(digits),
+    })
 
 
 def dates_table(
     windows: Mapping[str, Windows],  # by the name of their environment
 ) -> pd.DataFrame:  # index environment; dates as text
     """Return when the windows of recorded environments start and end, and how many there are."""
+    columns = ["first start", "last start", "last day", "windows", "independent"]
     rows = {}
     for name, market in windows.items():
-        start, last = market.spans["start"], market.spans["last"].iloc[-1]
-        rows[name] = [f"{start.iloc[0]:%Y-%m-%d}", f"{start.iloc[-1]:%Y-%m-%d}", f"{last:%Y-%m-%d}", str(len(start)), f"{market.n_effective:.1f}"]
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["first start", "last start", "last day", "windows", "independent"]).rename_axis("environment")
+        spans = market.spans
+        start, last_day = spans["start"], spans["last"].iloc[-1]
+        days = [f"{day:%Y-%m-%d}" for day in (start.iloc[0], start.iloc[-1], last_day)]
+        rows[name] = [*days, str(len(spans)), f"{market.n_effective:.1f}"]
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+    return table.rename_axis("environment")
 
 # %% ../nbs/12_tables.ipynb #2f4304b4
 def percent(
@@ -112,8 +137,10 @@ def percent(
 ) -> pd.DataFrame:  # text, the mean over seeds to three digits; an en dash where nothing is defined
     """Return the table that the pages print."""
     mean = frame.groupby(by, sort=False)[[*money, *others]].mean()
-    mean = mean.assign(**{name: 100 * mean[name] for name in money}).round(6)  # what is left of a difference of float32 numbers is no digit
-    return mean.map(digits).rename(columns={name: f"{name} (%)" for name in money})
+    mean[money] = 100 * mean[money]
+    mean = mean.round(6)  # what is left of a difference of float32 numbers is no digit
+    titles = {name: f"{name} (%)" for name in money}
+    return mean.map(digits).rename(columns=titles)
 
 # %% ../nbs/12_tables.ipynb #2d7b533c
 def validation_table(
