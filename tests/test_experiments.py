@@ -1,5 +1,6 @@
 """The experiments as a user starts them: plain papermill lines, from training to the tables of the judgement."""
 import json
+import os
 import re
 import shlex
 import shutil
@@ -33,7 +34,8 @@ def launch(tool):
     def run(name, *words):
         notebook = ROOT / "nbs" / f"{name}.ipynb"
         before = notebook.read_bytes()
-        done = tool("papermill", f"nbs/{name}.ipynb", *words)
+        env = {key: value for key, value in os.environ.items() if key != "PYTEST_CURRENT_TEST"}  # where it stands, a kernel keeps no copy of the terminal
+        done = tool("papermill", f"nbs/{name}.ipynb", *words, env=env)
         assert notebook.read_bytes() == before
         return done
     return run
@@ -292,7 +294,6 @@ def main_job(tmp_path_factory, launch):
     return folder / "runs", done.stdout, shown(folder / "out.ipynb")
 
 
-@pytest.mark.xfail(reason="the time is announced, but not where this test reads it")
 def test_the_main_job_says_how_long_it_takes_and_ends_in_an_answer(main_job):
     runs, terminal, page = main_job
     said = [line for line in terminal.splitlines() if line.startswith(("Training ", "In "))]
@@ -325,7 +326,6 @@ def test_the_main_job_shows_what_its_hedger_does(main_job):
     assert len(days) == 10 and days[0] == "2020-03-10" and days[-1] == "2020-03-23"  # ten days, the last with the lowest close
 
 
-@pytest.mark.xfail(reason="not yet seen to pass")
 def test_a_series_of_ones_own_is_judged_on_its_own_worst_days(tmp_path, launch):
     step = np.random.default_rng(0).normal(0, 0.008, 2400)
     step[1900:1920] *= 6  # wild for twenty days, in a year that no crisis of the calendar falls into
@@ -334,8 +334,10 @@ def test_a_series_of_ones_own_is_judged_on_its_own_worst_days(tmp_path, launch):
     done = launch("train", str(tmp_path / "out.ipynb"), *words({"runs": tmp_path / "runs", "history": tmp_path / "mine.csv", "n_seeds": 1, **QUICK}))
     assert done.returncode == 0, done.stdout[-3000:]
     page = shown(tmp_path / "out.ipynb")
-    name, first = f"worst_{days[1919]:%Y_%m}", f"{days[1919 - 60]:%Y-%m-%d}"
-    assert re.search(rf"{name} +{first} +{days[1899]:%Y-%m-%d} +{days[1959]:%Y-%m-%d} +41 ", page["mj000003"])
+    worst = (pd.Series(step) ** 2).rolling(20).mean().argmax()  # 1920: the first of the wild days happens to be the stillest of all
+    name, first, last_start, last_day = f"worst_{days[worst]:%Y_%m}", *(f"{days[worst + shift]:%Y-%m-%d}" for shift in (-60, -20, 40))
+    rows = {cells[0]: cells[1:] for cells in map(str.split, page["mj000003"].splitlines()) if cells}
+    assert rows[name][:4] == [first, last_start, last_day, "41"], page["mj000003"]
     (last,) = [text for text in page.values() if "this hedger" in text]
     assert "three crises" in last and name in last and "holdout" not in last and "irm" not in last
     assert f"{days[1899]:%Y-%m-%d}" <= min(re.findall(r"^(\d{4}-\d\d-\d\d) ", page["mj000014"], re.M))[:10] <= f"{days[1979]:%Y-%m-%d}"
