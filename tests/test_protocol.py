@@ -141,7 +141,7 @@ def test_the_log_gives_penalty_and_weight_of_each_member(tmp_path):
     for member, weight in enumerate((0.5, 8.0)):  # a large weight divides the objective, not the log
         row = learner.rows(step, out)[member]
         assert row["penalty_weight"] == weight
-        assert row["penalty"] == pytest.approx(weight * (off[..., 0] * off[..., 1]).mean(1)[member].item(), rel=1e-3)
+        assert row["penalty"] == pytest.approx(weight * (off[..., 0] * off[..., 1]).mean(1)[member].item(), rel=1e-3, abs=1e-7)  # a product of differences of float32 risks
         assert row["gradient_norm"] > 2e-3  # as it was, not as it was clipped
 
 
