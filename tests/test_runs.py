@@ -15,7 +15,7 @@ from conftest import HANGS
 from hirm import runs as rooms
 from hirm.environments import stream
 from hirm.history import project
-from hirm.runs import (Record, Run, atomic_write, check_writable, collect, config_hash, provenance,
+from hirm.runs import (LATER, Record, Run, atomic_write, check_writable, collect, config_hash, provenance,
                        read_tensors, run_folder, write_tensors)
 
 CONFIG = dict(method="irm", seed=3, penalty_weight=1e-3, tiny=1e-7, alpha=0.95, environments=("low", "medium"), note=None,
@@ -59,6 +59,11 @@ def test_hash_sees_what_changes_results(field, value):
 @pytest.mark.parametrize("field, value", [("runs", "other"), ("device", "cuda"), ("n_seeds", 1), ("seed", 4), ("method", "erm"), ("again", True)])
 def test_hash_ignores_what_does_not(field, value):
     assert config_hash({**CONFIG, field: value}) == config_hash(CONFIG)
+
+
+def test_runs_made_before_a_parameter_joined_keep_their_names():
+    assert config_hash(CONFIG | LATER) == config_hash(CONFIG)
+    assert config_hash(CONFIG | dict(draw=5)) != config_hash(CONFIG)
 
 
 def test_hash_takes_one_for_one_point_zero_but_not_for_true():
