@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['CELLS', 'PRIMARY', 'PLANTED_CELLS', 'MOST_SEEDS', 'SIDE_BY_SIDE', 'FAMILY', 'PILOT_SEED', 'PENALTIES', 'SWEPT',
-           'FEWER', 'AT_ONCE', 'TOGETHER', 'SHOWN', 'BASELINES', 'LEFT_OUT', 'PLANTED_COLUMN', 'SHOWN_VOLS', 'PROBED',
-           'CAMPAIGNS', 'Plan', 'as_plan', 'Job', 'split', 'words', 'phase1', 'learning', 'phase2', 'phase2_pilot',
-           'main_job', 'Look', 'phase1_looks', 'runs_of', 'judged', 'diverged', 'Campaign', 'seen', 'jobs', 'gather']
+           'AT_ONCE', 'DRAWN', 'TOGETHER', 'SHOWN', 'BASELINES', 'LEFT_OUT', 'PLANTED_COLUMN', 'SHOWN_VOLS', 'PROBED',
+           'CAMPAIGNS', 'Plan', 'as_plan', 'Job', 'split', 'words', 'phase1', 'learning', 'phase2', 'ladder',
+           'phase2_pilot', 'main_job', 'Look', 'phase1_looks', 'runs_of', 'judged', 'diverged', 'Campaign', 'seen',
+           'jobs', 'gather']
 
 # %% ../nbs/21_campaign.ipynb #ee4400b8
 import math
@@ -21,7 +22,7 @@ import yaml
 
 from .config import SCALES, Config, as_config, judged_environments
 from .diagnostics import diagnose, response, tells_column, tells_environment
-from .environments import Environment, nameable_environments
+from .environments import RUNGS, Environment, nameable_environments
 from .features import USUAL, features
 from .objectives import METHODS
 from .parameters import one_of, read_names, read_whole
@@ -233,9 +234,9 @@ def learning(plan: Plan) -> list[Job]:
 # %% ../nbs/21_campaign.ipynb #eb45e417
 PILOT_SEED = 2000  # first seed of the pilot
 PENALTIES = {"hirm": 1.0, "vrex": 100.0, "irm": 10.0}  # of least regret in the pilot
-SWEPT = {"irm": (0.1, 1.0), "hirm": (0.1, 10.0, 100.0), "vrex": (1.0, 10.0, 1000.0)}  # other weights
-FEWER = ("irm", "irm_permuted", "erm_permuted")  # arms of the primary cell with the seeds of the other cells
+SWEPT = {"irm": (0.01, 0.1, 1.0), "hirm": (0.01, 0.1, 10.0, 100.0), "vrex": (1.0, 5.0, 10.0, 1000.0)}  # other weights
 AT_ONCE = dict(pretrain=0, ramp=0)  # the penalty is on from the first update
+DRAWN = 5  # of the sampled environments, for each update
 _PAIRS = {0.0: ("same", "same_again"), 0.1: ("strong_25", "weak_15"), 0.2: ("strong", "weak"), 0.4: ("stronger", "none")}  # by dose
 
 
@@ -263,6 +264,7 @@ def _twins(
     n_seeds: int,
     methods: tuple[str, ...] = tuple(PENALTIES),
     asked: Callable = _coloured,  # parameters of an arm, from plan, runs, method and what is special about the cell
+    campaign: str = "phase2",
     **special,  # of every arm of the cell
 ) -> list[Job]:
     "ERM, some methods, and the permuted twin of each."
@@ -270,8 +272,8 @@ def _twins(
     for method in ("erm", *methods):
         weight = {"penalty_weight": PENALTIES[method]} if method in PENALTIES else {}
         for arm, labels in ((method, {}), (f"{method}_permuted", dict(permute_labels=True))):
-            parameters = asked(plan, "phase2", method, **special, **weight, **labels)
-            jobs += split(Job("phase2", "metrics", cell, arm, f"{cell}-{arm}", parameters, n_seeds), soon=n_seeds)
+            parameters = asked(plan, campaign, method, **special, **weight, **labels)
+            jobs += split(Job(campaign, "metrics", cell, arm, f"{cell}-{arm}", parameters, n_seeds), soon=n_seeds)
     return jobs
 
 
@@ -312,7 +314,6 @@ def _levels(plan: Plan) -> list[Job]:
 def phase2(plan: Plan) -> list[Job]:
     "The jobs of the planted case: the primary cell and what stands beside it, doses, schedules, numbers of markets, and Phase 1's worlds."
     jobs = _twins(plan, "primary", plan.primary_seeds, **AT_ONCE) + _beside_the_primary_cell(plan)
-    jobs = [job for job in jobs if job.arm not in FEWER or job.cell != "primary" or job.seed < plan.seeds]
     for dose, markets in _PAIRS.items():
         if dose != 0.2:  # the primary cell's
             jobs += _twins(plan, f"dose_{dose:g}", plan.seeds, ("hirm", "vrex"), markets=markets, **AT_ONCE)
@@ -323,6 +324,21 @@ def phase2(plan: Plan) -> list[Job]:
     for markets in (("strong", "middle", "weak"), ("strong", "strong_25", "middle", "weak_15", "weak")):
         jobs += _twins(plan, f"markets_{len(markets)}", _few(plan), ("hirm", "vrex"), markets=markets, **AT_ONCE)
     return [job for job in jobs if plan.planted == "all" or job.cell in read_names("planted", plan.planted)]
+
+
+def ladder(plan: Plan) -> list[Job]:
+    "The jobs of the rungs above Phase 1's: what differs between the training environments is another thing on each."
+    jobs = []
+    for rung in [name for name in RUNGS if name != "levels"]:
+        shared = dict(environments=",".join(RUNGS[rung]), n_paths=plan.sizes["n_paths"] // 2, **AT_ONCE)
+        if rung == "many":
+            shared["draw"] = DRAWN
+        jobs += _twins(plan, rung, plan.few, (*PENALTIES, "groupdro"), _of_phase1, "ladder", **shared)
+        special = {"erm_reg": dict(method="erm_reg"), "erm_blind": dict(realized_vol=False)}
+        for arm, changed in special.items():
+            asked = _of_phase1(plan, "ladder", **dict(method="erm") | shared | changed)
+            jobs.append(Job("ladder", "metrics", rung, arm, f"{rung}-{arm}", asked, plan.few))
+    return jobs
 
 
 def phase2_pilot(plan: Plan) -> list[Job]:
@@ -627,6 +643,7 @@ CAMPAIGNS = {
                        pages=("book/phase1.ipynb", "book/learning.ipynb", "nbs/index.ipynb")),
     "phase2_pilot": Campaign(phase2_pilot, facts=("cell", "penalty_weight")),
     "phase2": Campaign(phase2, tables=_of_phase2, facts=("cell", "penalty_weight")),
+    "ladder": Campaign(ladder, facts=("cell", "penalty_weight")),
 }
 
 # %% ../nbs/21_campaign.ipynb #7b52ef59

@@ -151,6 +151,8 @@ class Mixed(Friction):
 
     def _chosen(self, answers):
         "From one answer per kernel, that of each path's own."
+        if all(answer.dim() == 0 for answer in answers):
+            return torch.stack(answers)[self.origin][..., None, None]
         chosen, *others = answers
         for i, answer in enumerate(others, start=1):
             mine = (self.origin == i)[..., None, None]

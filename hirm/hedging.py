@@ -34,6 +34,7 @@ class Episode:
     call: EuropeanCall = EuropeanCall()  # the liability: one call, sold
     probe: dict[str, Callable] = field(default_factory=dict)  # feature name -> function that distorts the column (no retraining)
     origin: Tensor | None = None  # whose kernel each path pays, (…, n_paths), where paths changed places; None: that of axis 1
+    drawn: Tensor | None = None  # which of the environments stand on axis 1, (M, E), where each member has its own; None: all, in order
 
     def __post_init__(self):
         by_date = tuple(self.paths.spot.shape)

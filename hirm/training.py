@@ -73,7 +73,7 @@ def sample_losses(
     if "anchor" in needs:
         away = ledger.positions - Delta()(episode)
         anchor = away.square().flatten(2).mean(-1)
-    return Sample(ledger.loss.flatten(2) / unit, risk, scale, head, anchor)
+    return Sample(ledger.loss.flatten(2) / unit, risk, scale, head, anchor, episode.drawn, len(units))
 
 # %% ../nbs/17_training.ipynb #trn00008
 def clip_members(
@@ -267,20 +267,28 @@ class Learner(Differentiator):
         "The lines of the log: risks in units of S_0, and the penalty in risk units, as they were before the update."
         loss = done.sample.loss.detach()
         risk = self.risk(loss)
-        money = risk * self.units
-        if done.episode.origin is not None:  # a group of several environments has no unit of its own
+        if done.episode.origin is None:
+            money = risk * self.units
+        else:  # a group of several environments has no unit of its own
             money = self.risk(loss * path_units(self.units, done.episode))
         rows = []
         for member in range(len(self.seeds)):
             weight = 0.0 if done.weight is None else done.weight[member].item()
             objective = done.objective[member].item() * max(1.0, weight)
             row = {"step": step, "penalty_weight": weight}
-            for name, value in zip(self.environments, money[member].tolist()):
+            for name, value in zip(self._met(done.episode, member), money[member].tolist()):
                 row[f"risk.{name}"] = value
             row["penalty"] = objective - risk[member].mean().item()
             row["gradient_norm"] = done.norm[member].item()
             rows.append(row)
         return rows
+
+    def _met(self, episode, member):
+        "Names of the environments that a member met in a batch."
+        names = list(self.environments)
+        if episode.drawn is None:
+            return names
+        return [names[place] for place in episode.drawn[member].tolist()]
 
     def tensors(self,
         member: int,  # its place
