@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VALUES', 'read_command', 'given_parameters', 'default_parameters', 'home', 'output_path', 'fill_output',
-           'MystRenderer']
+           'choose_engine', 'from_project', 'MystRenderer']
 
 # %% ../nbs/22_launch.ipynb #ea8af677
 import ast
@@ -14,6 +14,7 @@ import hashlib
 import os
 import re
 import sys
+import sysconfig
 from pathlib import Path
 
 # %% ../nbs/22_launch.ipynb #b34d9df5
@@ -130,11 +131,53 @@ def __getattr__(name):
     "papermill's entry point, `hirm.launch:engine`: fetching it completes the command that is just being read."
     if name != "engine":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from papermill.engines import NBClientEngine
     if _started_by_papermill():  # the one moment before papermill reads its command: the list of words is changed in place
         os.environ["HIRM_PROGRESS"] = "terminal"  # the kernel inherits it, and draws its bars where the user looks
-        sys.argv[1:] = fill_output(sys.argv[1:])
-    return NBClientEngine
+        sys.argv[1:] = choose_engine(fill_output(sys.argv[1:]))
+    return _engine()
+
+
+def choose_engine(
+    words: list[str],  # what follows the word papermill
+) -> list[str]:  # the same, with this package's engine
+    "Lets a notebook of this project be run by this package's engine, unless another is named."
+    plain, options = read_command(words)
+    ours = plain and Path(words[plain[0]]).is_file() and home(Path(words[plain[0]])) is not None
+    if not ours or "--engine" in [option for option, *_ in options]:
+        return words
+    return ["--engine", "hirm", *words]
+
+
+def _engine():
+    "papermill's own engine, which is interrupted in one line and stores no path of the machine."
+    from papermill.engines import NBClientEngine
+
+    class Engine(NBClientEngine):
+        "Runs a notebook of this project."
+        @classmethod
+        def execute_managed_notebook(cls, nb_man, kernel_name, **options):
+            try:
+                return super().execute_managed_notebook(nb_man, kernel_name, shutdown_kernel="immediate", **options)
+            except KeyboardInterrupt:
+                print("\nInterrupted. Give the same command again, and it goes on from the last state that was kept.", file=sys.stderr)
+                raise SystemExit(130) from None
+            finally:
+                for cell in nb_man.nb.cells:
+                    for output in cell.get("outputs", []):
+                        if output.output_type == "error":
+                            output.traceback = [from_project(line) for line in output.traceback]
+    return Engine
+
+
+def from_project(
+    text: str,  # of a traceback
+) -> str:
+    "Names files from the project, or from the environment's packages."
+    places = {sysconfig.get_paths()["purelib"]: "", str(Path(__file__).resolve().parent.parent): "", sysconfig.get_paths()["stdlib"]: "", str(Path.home()): "~/"}
+    for place, short in places.items():
+        if len(place) > 1:
+            text = text.replace(f"{place}{os.sep}", short)
+    return text
 
 
 def _started_by_papermill() -> bool:

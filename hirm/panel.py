@@ -76,6 +76,7 @@ def _found(panel) -> dict[str, list[Checkpoints]]:
         seeing = read_claim("realized_vol", asked["realized_vol"])
         wanted = name == "oracle" or panel.methods == "all" or name in panel.method_names
         if wanted and (asked["policy"], seeing) == (panel.policy, panel.realized_vol):
+            record.verify()
             found.setdefault(name, []).append(record)
     if not set(found) - {"oracle"}:
         which = f" of {panel.methods}" if panel.method_names else ""

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NEGLIGIBLE', 'initial_policy', 'path_units', 'sample_losses', 'clip_members', 'Differentiator', 'Update', 'Learner',
-           'progress', 'records', 'Standing', 'train', 'curves', 'companions', 'load_policy']
+           'progress', 'tell', 'records', 'Standing', 'train', 'curves', 'companions', 'load_policy']
 
 # %% ../nbs/17_training.ipynb #82e54367
 import math
@@ -26,7 +26,7 @@ from .environments import common_episodes, nameable_environments, stream
 from .features import Scaler, features
 from .hedging import Episode, hedge
 from .objectives import Method, Sample, Schedule, find_method, halves
-from .policies import POLICIES, Delta
+from .policies import POLICIES, Delta, NoHedge
 from .risk import CVaR, Entropic
 from .runs import Run, asked_in_the_same_words, check_writable
 
@@ -190,6 +190,15 @@ class Update(NamedTuple):
     norm: Tensor  # of the gradient before clipping, (M,)
 
 
+def _check_finite(names, prices, seen):
+    "Refuse an environment with prices, (E, …), or features, (E, …), that single precision cannot hold."
+    for name, *own in zip(names, prices, seen):
+        for what, values in zip(("prices", "features"), own):
+            if not torch.isfinite(values).all():
+                raise ValueError(f"environment {name}: expected {what} that single precision can hold, got {values[~torch.isfinite(values)][0].item()}; "
+                                 "look for a leap in the series that it is cut from, or leave it out of -p environments")
+
+
 class Learner(Differentiator):
     "Members side by side: their policy, their optimiser, and what their method remembers."
     def __init__(self,
@@ -215,7 +224,9 @@ class Learner(Differentiator):
         values = []
         for environment in self.environments.values():
             sample = next(common_episodes(environment, 4096, "scaler", device=self.config.device))
-            values.append(features(sample, self.config.columns))
+            seen = features(sample, self.config.columns)
+            _check_finite([environment.name], sample.prices[None], seen[None])
+            values.append(seen)
         return Scaler.fit(torch.cat(values, 1))
 
     def _adam(self):
@@ -238,7 +249,7 @@ class Learner(Differentiator):
         step: int,  # update, from 0
         episode: Episode,  # its batch, (M, E, 2, n_paths/2, …)
     ) -> Update:
-        "One step of Adam for every member. Raises FloatingPointError, and says in `lost` whose gradient is not finite."
+        "One step of Adam for every member. Raises FloatingPointError, and says in `lost` whose gradient is not finite; ValueError where a price is to blame."
         weight = self.schedule.weight(step, self.weights) if self.weights.any() else None
         if self.schedule.turns_on(step):  # for every method alike, so that λ = 0 stays ERM
             self.optimizer = self._adam()
@@ -250,6 +261,8 @@ class Learner(Differentiator):
         norm = clip_members(list(self.policy.parameters()), self.config.clip)
         finite = torch.isfinite(norm).tolist()
         if not all(finite):
+            seen = features(episode, self.config.columns)
+            _check_finite(self.environments, episode.prices.transpose(0, 1), seen.transpose(0, 1))
             self.lost = [member for member, fine in enumerate(finite) if not fine]
             raise FloatingPointError(f"update {step}: the gradient of seed {self.seeds[self.lost[0]]} is not finite")
         self.optimizer.step()
@@ -332,11 +345,28 @@ def progress(
     **bar,  # options of tqdm
 ) -> Iterator:
     "A progress bar; under papermill it is drawn on the terminal and not stored in the notebook."
-    terminal = getattr(sys.stderr, "_original_stdstream_copy", None)  # ipykernel's copy of the terminal's descriptor
-    if terminal is None or os.environ.get("HIRM_PROGRESS") != "terminal":
+    terminal = _terminal()
+    if terminal is None:
         return tqdm(steps, **bar)
     drawn_on = os.fdopen(os.dup(terminal), "w", buffering=1)
     return tqdm(steps, file=drawn_on, leave=False, dynamic_ncols=True, **bar)
+
+
+def _terminal():
+    "Descriptor of the terminal on which papermill was started, or None."
+    if os.environ.get("HIRM_PROGRESS") == "terminal":
+        return getattr(sys.stderr, "_original_stdstream_copy", None)  # ipykernel's copy
+    return None
+
+
+def tell(
+    text: str,  # one line
+) -> None:
+    "Say a line on the page, and under papermill also on the terminal."
+    tqdm.write(text, file=sys.stderr)
+    terminal = _terminal()
+    if terminal is not None:
+        os.write(terminal, f"\n{text}\n".encode())  # papermill's bar stands on the line before
 
 
 def records(
@@ -370,10 +400,36 @@ def train(
 ) -> list[Run]:  # one per seed and penalty weight, in order; trained, not yet evaluated; without those that diverged
     "Train every member that is not done, from where it stopped; a killed run ends as an uninterrupted one."
     check_writable(config.runs)
-    runs, waiting = records(config), []
+    runs = records(config)
+    _hold([run for run in runs if again or not run.done])
+    try:
+        _train_waiting(config, runs, again)
+    except BaseException:
+        for run in runs:
+            run.release()
+        raise
+    return _sound(runs)
+
+
+def _hold(runs):
+    "Let no other process write any of these runs; where one of them is held already, none is."
+    try:
+        for run in runs:
+            run.hold()
+    except BaseException:
+        for run in runs:
+            run.release()
+        raise
+
+
+def _train_waiting(config, runs, again):
+    "Train what is not done."
+    waiting = []
     for member, run in zip(config.members(), runs):
         if again or not run.done:
             waiting.append((member, run))
+        else:
+            run.release()  # finished by another process while this one waited for it
     _say_what_changed(waiting)
     starts = _starts([run for _, run in waiting])  # refuses foreign states before anything is written
     members = []
@@ -382,7 +438,6 @@ def train(
         members.append(Standing.of(member, run, start))
     for start in sorted({member.step for member in members}):
         _train_together(config, [member for member in members if member.step == start])
-    return _sound(runs)
 
 
 def _say_what_changed(waiting):
@@ -391,8 +446,7 @@ def _say_what_changed(waiting):
         if run.folder.exists():
             continue
         for earlier, changed in asked_in_the_same_words(run, asdict(member)).items():
-            tqdm.write(f"{earlier} asked the same in words, but since then {', '.join(changed)} has become another: "
-                       f"{run.folder.name} is trained", file=sys.stderr)
+            tell(f"{earlier} asked the same in words, but since then {', '.join(changed)} has become another: {run.folder.name} is trained")
 
 
 def _starts(runs):
@@ -418,8 +472,10 @@ def _sound(runs):
     sound = [run for run in runs if run.diverged is None]
     if not sound:
         first = runs[0]
+        weighted = any(run.config["penalty_weight"] for run in runs)
+        lower = "penalty_weight or learning_rate" if weighted else "learning_rate"
         raise FloatingPointError(f"training diverged at update {first.diverged}: the gradient of {first.folder.name} is not finite; "
-                                 "its record says so and keeps the last good checkpoint; lower penalty_weight or learning_rate")
+                                 f"its record says so and keeps the last good checkpoint; lower {lower}")
     return sound
 
 # %% ../nbs/17_training.ipynb #trn00017
@@ -452,6 +508,7 @@ def _train_together(config, members):
         for run in runs:
             run.annotate(cpu_seconds_per_update=each)
     _check_moved(learner)
+    _compare_to_no_hedge(config, runs, judged)
 
 
 def _log(config, runs, rows, scores):
@@ -479,9 +536,20 @@ def _go_on_without(lost, config, members, step):
     for i in lost:
         run = members[i].run
         run.finish({"diverged": step})
-        tqdm.write(f"{run.folder.name} diverged at update {step}; {len(rest)} beside it go on", file=sys.stderr)
+        tell(f"{run.folder.name} diverged at update {step}; {len(rest)} beside it go on")
     if rest:
         _train_together(config, [Standing.of(member.config, member.run) for member in rest])
+
+
+def _compare_to_no_hedge(config, runs, judged):
+    "Say in the record, and to the user, which runs never did better at a validation than holding nothing."
+    unhedged = config.risk(policy_loss(NoHedge(), judged)).flatten()[0].item()
+    for run in runs:
+        lowest = run.metrics()[f"validation.{config.validate_on}"].min().item()
+        if lowest >= unhedged:
+            run.annotate(never_below_no_hedge={"validation": lowest, "no_hedge": unhedged})
+            tell(f"{run.folder.name} has learnt nothing that helps: its risk on {config.validate_on} was never below {lowest:.4g}, "
+                 f"and holding nothing has {unhedged:.4g}; lower learning_rate, or train longer")
 
 
 def _check_moved(learner):
@@ -533,9 +601,11 @@ def load_policy(
     runs: Run | list[Run],  # one, or several of the same policy, columns and width
     device: str = "cpu",  # where it is to compute
 ) -> nn.Module:  # a policy with one member per run, in their order; its weights ask for no gradient
-    "The selected checkpoints of runs, side by side. Raises ValueError for one that diverged and for kinds that differ."
+    "The selected checkpoints of runs, side by side. Raises ValueError for one that diverged, one that is not what it was, and for kinds that differ."
     if not isinstance(runs, (list, tuple)):
         runs = [runs]
+    for run in runs:
+        run.verify()
     lost = [f"{run.folder.name} at update {run.diverged}" for run in runs if run.diverged is not None]
     if lost:
         raise ValueError(f"runs to be loaded must have been trained to their end, got diverged {', '.join(lost)}; "

@@ -4,7 +4,10 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from dataclasses import fields, replace
+from pathlib import Path
 
 import nbformat
 import numpy as np
@@ -16,8 +19,9 @@ from conftest import ROOT
 from hirm.config import Config
 from hirm.panel import Panel, Trial, as_panel
 from hirm.launch import default_parameters
-from hirm.runs import Checkpoints, Record, published
+from hirm.runs import Checkpoints, Record, Run, published, read_tensors, write_tensors
 from hirm.tables import answer, beaten
+from hirm.training import load_policy
 
 EXPERIMENTS = ("train", "evaluate", "diagnose")
 SMOKE = {"scale": "smoke", "environments": "low,medium", "n_evaluation": 400, "n_validation": 400}
@@ -70,7 +74,7 @@ def diagnosed(runs, launch, tmp_path_factory):
 
 
 def test_a_run_folder_is_complete(runs):
-    folders = sorted(path.name for path in runs.iterdir() if path.name != "notebooks")
+    folders = sorted(path.name for path in runs.iterdir() if path.name not in ("notebooks", ".locks"))
     assert [name[:-9] for name in folders] == ["erm-s0", "erm-s1", "irm-s0", "irm-s1"]
     assert len({name[-8:] for name in folders}) == 2  # λ is part of the protocol
     for folder in map(runs.joinpath, folders):
@@ -208,12 +212,27 @@ def altered(runs, tmp_path):
         text = path.read_text()
         assert re.search(old, text)
         path.write_text(re.sub(old, new, text, count=1))
+        asked_so(path.parent)
         return Panel(runs=str(tmp_path / "runs"))
     return change
 
 
+def asked_so(folder):
+    "Makes a folder what it would be if what stands in its config had been asked."
+    record = Checkpoints(folder)
+    own = Run.of(folder.parent, record.config).folder
+    if own.name == folder.name: return
+    for path in (folder / "checkpoints").glob("step-*"):
+        tensors, facts = read_tensors(path)
+        write_tensors(path, tensors, facts | {"run": own.name})
+    facts = {name: value for name, value in record.metadata.items() if name != "files"}
+    (folder / "metadata.json").write_text(json.dumps(facts))
+    folder.rename(own)
+
+
 def test_runs_that_do_not_belong_together_are_refused(altered):
-    with pytest.raises(ValueError, match="must share width, got 32 in erm-s0-.* and 16 in irm-s1"): altered("irm-s1-*/config.yaml", "width: 32", "width: 16").records
+    for seed in (0, 1): panel = altered(f"irm-s{seed}-*/config.yaml", "width: 32", "width: 16")
+    with pytest.raises(ValueError, match="must share width, got 32 in erm-s0-.* and 16 in irm-s0"): panel.records
 
 
 def test_runs_of_two_commits_are_refused(altered):
@@ -227,8 +246,8 @@ def test_a_run_whose_prices_are_gone_is_named_and_blocks_nobody_else(altered):
 
 
 def test_runs_of_another_meaning_are_refused(altered):
-    with pytest.raises(ValueError, match="run irm-s1-.*: environment medium must be what it was"):
-        altered("irm-s1-*/config.yaml", "environment medium: '?[0-9a-f]{8}'?", "environment medium: '00000000'").records
+    for seed in (0, 1): panel = altered(f"irm-s{seed}-*/config.yaml", "environment medium: '?[0-9a-f]{8}'?", "environment medium: '00000000'")
+    with pytest.raises(ValueError, match="run irm-s0-.*: environment medium must be what it was"): panel.records
 
 
 def test_an_unfinished_run_is_refused(altered, tmp_path):
@@ -240,8 +259,10 @@ def test_an_unfinished_run_is_refused(altered, tmp_path):
 def test_two_protocols_of_one_method_are_refused_until_one_is_named(altered, tmp_path):
     panel = altered("irm-s1-*/config.yaml", "seed: 1", "seed: 1")
     here = next((tmp_path / "runs").glob("irm-s1-*"))
-    shutil.copytree(here, here.with_name("irm-s1-0123abcd"))
-    with pytest.raises(ValueError, match="expected one protocol, got 0123abcd"): panel.records
+    shutil.copytree(here, other := here.with_name("irm-s1-0123abcd"))
+    (other / "config.yaml").write_text((other / "config.yaml").read_text().replace("clip: 1.0", "clip: 2.0"))
+    asked_so(other)
+    with pytest.raises(ValueError, match="expected one protocol, got .*, which differ in clip; say which by -p hash8"): panel.records
     both = ",".join({path.name[-8:] for path in (tmp_path / "runs").glob("*-s0-*")})
     assert set(Panel(runs=str(tmp_path / "runs"), hash8=both).records) == {"erm", "irm"}
 
@@ -249,8 +270,35 @@ def test_two_protocols_of_one_method_are_refused_until_one_is_named(altered, tmp
 def test_a_run_trained_on_the_test_environment_is_the_oracle(altered, tmp_path):
     panel = altered("irm-s1-*/config.yaml", "seed: 1", "seed: 1")
     for path in (tmp_path / "runs").glob("irm-s*/config.yaml"): path.write_text(path.read_text().replace("low,medium", "low,crisis"))
+    for path in list((tmp_path / "runs").glob("irm-s*")): asked_so(path)
     assert list(panel.records) == ["erm", "oracle"] and panel.policies["oracle"].head.shape[0] == 2
     assert panel.summary().loc["oracle", "trained on"] == "low,crisis"
+
+
+@pytest.mark.parametrize("pattern, old, new, says", [
+    ("irm-s1-*/config.yaml", "cost: 1.0", "cost: 2.0", "config.yaml as the run left it, got one that asks for irm-s1-[0-9a-f]+: it was edited, or the folder was copied"),
+    ("irm-s1-*/artifacts/metrics.csv", "delta", "dleta", "artifacts/metrics.csv as the run left it, got one that has changed"),
+    ("irm-s1-*/final_metrics.json", '"cvar95": 0', '"cvar95": 1', "final_metrics.json as the run left it, got one that has changed"),
+    ("irm-s1-*/checkpoints/manifest.json", "validation", "test", "checkpoints/manifest.json as the run left it, got one that has changed")])
+def test_an_edited_record_is_refused_by_panel_and_policy(runs, tmp_path, pattern, old, new, says):
+    shutil.copytree(runs, tmp_path / "runs")
+    path = next((tmp_path / "runs").glob(pattern))
+    path.write_text(path.read_text().replace(old, new))
+    for read in (lambda: Panel(runs=str(tmp_path / "runs")).records, lambda: load_policy(Run((tmp_path / "runs").joinpath(path.relative_to(tmp_path / "runs").parts[0])))):
+        with pytest.raises(ValueError, match=f"run irm-s1-[0-9a-f]+: expected {says}.*; put it back, or train anew: "): read()
+    assert list(Panel(runs=str(tmp_path / "runs"), methods="erm").records) == ["erm"]  # and blocks nobody else
+
+
+def test_the_command_that_an_edited_record_is_told_makes_it_anew(runs, tmp_path):
+    shutil.copytree(runs, tmp_path / "runs")
+    run = Record(next((tmp_path / "runs").glob("irm-s1-*")))
+    whole = run.final_metrics
+    (run.folder / "checkpoints" / "manifest.json").unlink()
+    with pytest.raises(ValueError, match="train anew") as caught: run.verify()
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(str(caught.value).rpartition("train anew: ")[2], shell=True, cwd=ROOT, env={**os.environ, "PATH": path}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert run.verify() and run.final_metrics == whole
 
 
 @pytest.mark.parametrize("name, asked", [("train", Config), ("evaluate", Trial), ("diagnose", Panel)])

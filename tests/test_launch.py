@@ -3,6 +3,7 @@ import os
 import pty
 import select
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import nbformat
 import pytest
 
 from conftest import HANGS, ROOT
-from hirm.launch import VALUES, fill_output, given_parameters, output_path, read_command
+from hirm.launch import VALUES, choose_engine, fill_output, given_parameters, output_path, read_command
 
 PARAMETERS = "method: str = 'erm'  # objective\nseed: int = 0  # member\nruns: str = 'runs'  # folder\nweight: float = -1.0  # penalty"
 PAPERMILL = str(Path(sys.executable).with_name("papermill"))
@@ -70,6 +71,58 @@ def test_the_line_works(project, through, command, inside, output):
     assert told(project / output) == "irm 0"
     assert (project / "nbs" / "train.ipynb").read_bytes() == before
     assert [path.name for path in project.rglob("*.ipynb") if path.name != "train.ipynb"] == [Path(output).name]
+
+
+BUSY = """
+import pathlib, time
+pathlib.Path("busy").touch()
+time.sleep(3600)
+"""
+
+
+def interrupt(project, ready):
+    "papermill on a terminal, and Ctrl-C there as soon as a claim holds: exit status, and what was said from then on."
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen([PAPERMILL, "nbs/train.ipynb"], cwd=project, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, close_fds=True)
+    os.close(theirs)
+    said, asked = b"", False
+    while True:
+        if select.select([ours], [], [], 0.2)[0]:
+            try: piece = os.read(ours, 4096)
+            except OSError: break  # the other end has closed
+            if not piece: break
+            said += piece
+        if not asked and ready():
+            os.killpg(process.pid, signal.SIGINT)
+            said, asked = b"", True
+    os.close(ours)
+    return process.wait(HANGS), said.decode()
+
+
+def test_an_interrupted_command_says_in_one_line_how_to_go_on(project):
+    notebook = nbformat.read(project / "nbs" / "train.ipynb", 4)
+    notebook.cells[-1].source = BUSY
+    nbformat.write(notebook, project / "nbs" / "train.ipynb")
+    code, said = interrupt(project, (project / "busy").exists)
+    lines = [line for line in said.splitlines() if line.strip() and "Executing" not in line]
+    assert code == 130 and lines == ["Interrupted. Give the same command again, and it goes on from the last state that was kept."]
+
+
+def test_a_stored_traceback_names_no_place_of_this_machine(project):
+    notebook = nbformat.read(project / "nbs" / "train.ipynb", 4)
+    notebook.cells[-1].source = "from hirm.config import Config\nimport pandas\nConfig(method='imr')"
+    nbformat.write(notebook, project / "nbs" / "train.ipynb")
+    code, said = pipe([PAPERMILL, "nbs/train.ipynb"], project)
+    stored = next(project.glob("runs/notebooks/*.ipynb")).read_text()
+    assert code == 1 and "did you mean 'irm'" in said and "hirm/config.py" in stored
+    for text in (stored, said.partition("Traceback")[2]):
+        assert "hirm/config.py" in text and str(ROOT) + "/hirm" not in text, text
+
+
+def test_another_engine_that_is_named_is_left(project):
+    words = [str(project / "nbs" / "train.ipynb"), *LINE]
+    assert choose_engine(words) == ["--engine", "hirm", *words] and choose_engine([*words, "--engine", "nbclient"]) == [*words, "--engine", "nbclient"]
+    assert choose_engine([]) == [] and choose_engine(["none.ipynb"]) == ["none.ipynb"]
 
 
 def test_unwritable_existing_folder_is_refused(project, monkeypatch):
@@ -153,5 +206,5 @@ def test_the_module_offers_an_engine_and_nothing_else(monkeypatch):
     from papermill.engines import NBClientEngine
     monkeypatch.setattr(sys, "argv", ["pytest", "nbs/train.ipynb"])
     monkeypatch.chdir(ROOT)
-    assert hirm.launch.engine is NBClientEngine and sys.argv == ["pytest", "nbs/train.ipynb"]
+    assert issubclass(hirm.launch.engine, NBClientEngine) and sys.argv == ["pytest", "nbs/train.ipynb"]
     with pytest.raises(AttributeError, match="no attribute 'motor'"): hirm.launch.motor

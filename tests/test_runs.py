@@ -1,7 +1,12 @@
 """The evidence is whole, repeatable, and loud about what is missing."""
+import errno
 import json
 import os
 import pickle
+import platform
+import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -101,12 +106,118 @@ def test_failed_write_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_full_disk_is_told_with_the_file_and_the_cure(tmp_path, monkeypatch):
+    calm, run = whole_run(tmp_path / "calm"), Run.of(tmp_path / "runs", CONFIG).start(CONFIG)
+    atomic_write(run.artifacts / "metrics.csv", "loss\n0.5\n")
+    learn(run, 12, killed_after=7)
+    says = "No space left on device, while writing {}; make room and give the same command again: a run goes on from its last kept state"
+    log = run.folder / "metrics.jsonl"
+    log.rename(kept := log.with_name("kept"))
+    log.symlink_to("/dev/full")
+    with pytest.raises(OSError, match=says.format(log)) as caught: run.log(step=8)
+    assert caught.value.errno == errno.ENOSPC
+    kept.rename(log)
+    def full(file): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with monkeypatch.context() as patched:
+        patched.setattr(rooms.os, "fsync", full)
+        with pytest.raises(OSError, match=says.format(run.folder / "config.yaml")): atomic_write(run.folder / "config.yaml", "new")
+        with pytest.raises(OSError, match=says.format(log)): run.save_state(8, {})
+    assert not list(run.folder.rglob(".*"))
+    run = Run.of(tmp_path / "runs", CONFIG).start(CONFIG)  # the cure
+    learn(run, 12)
+    assert same(run, calm)
+
+
+def test_a_kill_while_a_folder_is_tried_leaves_nothing_there(tmp_path):
+    code = f"""
+import os, signal, tempfile
+from hirm import runs
+make = tempfile.TemporaryFile
+def killed(**where):
+    file = make(**where)
+    file.write(b"x")
+    os.kill(os.getpid(), signal.SIGKILL)
+runs.tempfile.TemporaryFile = killed
+runs.check_writable({str(tmp_path / 'runs')!r})
+"""
+    assert python(code).returncode == -signal.SIGKILL and not list((tmp_path / "runs").iterdir())
+
+
 @pytest.mark.parametrize("bottom", ["a file", "a read-only place"])
 def test_unwritable_folder_is_refused_at_the_door(tmp_path, bottom):
     if bottom == "a file": (tmp_path / "file").touch()
     folder = tmp_path / "file" / "runs" if bottom == "a file" else "/proc/runs"
     with pytest.raises(OSError, match="runs folder: expected one that can be written, got .*; name another"): check_writable(folder)
     with pytest.raises(OSError, match="name another"): Run.of(folder, CONFIG).start(CONFIG)
+
+
+# --- one writer
+
+HOLD = """
+import sys, time
+from hirm.runs import Run
+config = {config!r}
+run = Run.of({folder!r}, config).start(config)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    "Another process that writes a run, until its standard input is closed."
+    started = []
+    def start(config):
+        code = HOLD.format(config=config, folder=str(tmp_path / "runs"))
+        process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        assert process.stdout.readline() == "held\n"
+        return process
+    yield start
+    for process in started:
+        process.kill()
+        process.wait(HANGS)
+        process.stdin.close()
+        process.stdout.close()
+
+
+PLAIN = {k: list(v) if isinstance(v, tuple) else v for k, v in CONFIG.items()}
+
+
+def test_a_second_writer_is_told_who_the_first_is_and_writes_nothing(tmp_path, holder):
+    first = holder(PLAIN)
+    run = Run.of(tmp_path / "runs", CONFIG)
+    before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
+    says = (rf"run {run.folder.name}: expected no other process that writes it, got process {first.pid} on {platform.node()}, "
+            rf"since \d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\dZ; wait for it, or end it there by `kill {first.pid}`, and give the same command again")
+    with pytest.raises(BlockingIOError, match=says): run.hold(wait=0)
+    with pytest.raises(BlockingIOError, match="kill"): run.start(CONFIG)
+    assert {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()} == before
+    os.kill(first.pid, signal.SIGTERM)  # the cure that was told
+    first.wait(HANGS)
+    assert Run.of(tmp_path / "runs", CONFIG).start(CONFIG).metadata["resumed"]
+
+
+def test_the_lock_of_a_killed_process_is_free(tmp_path, holder):
+    first = holder(PLAIN)
+    first.kill()
+    first.wait(HANGS)
+    Run.of(tmp_path / "runs", CONFIG).hold(wait=0).release()
+
+
+def test_another_run_beside_it_is_free_and_a_finished_one_too(tmp_path, holder):
+    holder(PLAIN)
+    run = Run.of(tmp_path / "runs", {**CONFIG, "seed": 4}).start({**CONFIG, "seed": 4})
+    run.resume()
+    run.finish({})
+    code = f"from pathlib import Path; from hirm.runs import Run; Run(Path({str(run.folder)!r})).hold(wait=0)"
+    assert python(code).returncode == 0
+    assert not list(run.folder.rglob("*lock*")) and collect(tmp_path / "runs", ["irm"], [4]).shape[0] == 1
+
+
+def test_a_process_may_start_its_own_run_again(tmp_path):
+    for _ in range(2): run = Run.of(tmp_path, CONFIG).start(CONFIG)
+    run.release()
 
 
 # --- tensors
@@ -216,6 +327,143 @@ def test_reading_what_is_not_there_says_so(tmp_path):
     run = Run.of(tmp_path, CONFIG).start(CONFIG)
     with pytest.raises(FileNotFoundError, match="unfinished"): run.final_metrics
     with pytest.raises(FileNotFoundError, match="manifest"): run.best()
+
+
+# --- records that were cut, edited, copied or lost
+
+def cut(text): return text[:len(text) // 2]
+def nulls(text): return text[:-120] + b"\0" * 120
+def flipped(text): return text[:-1] + bytes([text[-1] ^ 1])
+def foreign(text): return b"[1, 2]\n"
+
+
+DAMAGES = {
+    "checkpoints/manifest.json": [None, cut, nulls, foreign, flipped],
+    "metadata.json": [None, cut, nulls, foreign],
+    "final_metrics.json": [cut, nulls, foreign, lambda text: text.replace(b"loss", b"gain")],
+    "metrics.jsonl": [None, cut, nulls, foreign, flipped],
+    "checkpoints/step-0000003.safetensors": [None, cut, foreign, flipped],
+    "artifacts/metrics.csv": [None, cut, lambda text: text.replace(b"5", b"4")],
+    "config.yaml": [None, cut, nulls, foreign, lambda text: text.replace(b"alpha: 0.95", b"alpha: 0.99")],
+}
+
+
+def damage(path, how):
+    "Damages a file, or loses it."
+    if how is None: return path.unlink()
+    before = path.read_bytes()
+    path.write_bytes(how(before))
+    assert path.read_bytes() != before
+
+
+def whole_run(folder, config=CONFIG):
+    "A finished run with a table."
+    run = Run.of(folder, config).start(config)
+    atomic_write(run.artifacts / "metrics.csv", "loss\n0.5\n")
+    learn(run, 12)
+    return run
+
+
+def cured(run, said, folder):
+    "The run after the cure that an error told, its papermill line replaced by the toy's."
+    cure = said.rpartition("train anew: ")[2]
+    remove, _, again = cure.partition(" && ")
+    if not again:
+        assert cure.endswith(", then the command that made it")
+        remove = cure.partition(", then")[0]
+    else:
+        words = ["papermill", "nbs/train.ipynb", "-f", str(run.folder / "config.yaml"), "-p", "runs", str(run.folder.parent)]
+        assert shlex.split(again) == words and yaml.safe_load((run.folder / "config.yaml").read_text())["method"] == "irm"
+    assert str(run.folder) in remove and remove.startswith("rm -r")
+    subprocess.run(remove, shell=True, check=True)
+    return whole_run(folder)
+
+
+def same(run, other):
+    "Whether two runs left the same bytes."
+    files = ("metrics.jsonl", "final_metrics.json", "checkpoints/manifest.json")
+    return (all((run.folder / name).read_bytes() == (other.folder / name).read_bytes() for name in files)
+            and all(torch.equal(tensor, other.best()[0][name]) for name, tensor in run.best()[0].items()))
+
+
+@pytest.mark.parametrize("file, how", [(file, how) for file, many in DAMAGES.items() for how in many])
+def test_a_damaged_record_is_refused_by_every_reader_and_the_cure_cures(tmp_path, file, how):
+    calm, run = whole_run(tmp_path / "calm"), whole_run(tmp_path / "runs")
+    assert run.verify() and same(run, calm)
+    damage(run.folder / file, how)
+    readers = [run.verify, lambda: collect(tmp_path / "runs", ["irm"], [3]), lambda: rooms.publish(tmp_path / "book", {}, [run], "make")]
+    for read in readers:
+        with pytest.raises(ValueError) as caught: read()
+        said = str(caught.value)
+        assert re.fullmatch(rf"run {run.folder.name}: expected {file} as the run left it, got [^;]+; put it back, or train anew: .+", said), said
+    assert not (tmp_path / "book").exists()
+    again = cured(run, said, tmp_path / "runs")
+    assert again.verify() and same(again, calm) and "resumed" not in again.metadata
+
+
+@pytest.mark.parametrize("name", ["irm-s3-01234567", "irm-s4-{hash8}", "erm-s3-{hash8}"])
+def test_a_folder_that_was_copied_is_not_another_run(tmp_path, name):
+    run = whole_run(tmp_path / "runs")
+    copy = run.folder.with_name(name.format(hash8=config_hash(CONFIG)))
+    shutil.copytree(run.folder, copy)
+    says = f"run {copy.name}: expected config.yaml as the run left it, got one that asks for {run.folder.name}: it was edited, or the folder was copied;"
+    for read in (Record(copy).verify, lambda: rooms.publish(tmp_path / "book", {}, [Record(copy)], "make")):
+        with pytest.raises(ValueError, match=says): read()
+    method, seed = copy.name.split("-")[:2]
+    with pytest.raises(ValueError, match=says): collect(tmp_path / "runs", [method], [int(seed[1:])], copy.name[-8:])
+    assert run.verify()
+
+
+def test_a_run_of_before_there_were_fingerprints_is_read_and_published_as_unverified(tmp_path):
+    run = whole_run(tmp_path / "runs")
+    facts = run.metadata
+    assert set(facts.pop("files")) == {"metrics.jsonl", "final_metrics.json", "artifacts/metrics.csv", "checkpoints/manifest.json",
+                                       *(f"checkpoints/{one['file']}" for one in run.manifest()["checkpoints"])}
+    verified = json.loads((rooms.publish(tmp_path / "book", {}, [run], "make") / "provenance.json").read_text())
+    (run.folder / "metadata.json").write_text(json.dumps(facts))
+    assert run.verify() is False and len(collect(tmp_path / "runs", ["irm"], [3])) == 1
+    origin = json.loads((rooms.publish(tmp_path / "book", {}, [run], "make") / "provenance.json").read_text())
+    assert origin["unverified"] == [run.folder.name] and "unverified" not in verified
+
+
+@pytest.mark.parametrize("file, how", [(file, how) for file, many in DAMAGES.items() if file not in ("final_metrics.json", "artifacts/metrics.csv") for how in many])
+def test_a_killed_run_whose_files_were_damaged_ends_as_an_undisturbed_one(tmp_path, file, how):
+    """At once, or after the cure that its refusal tells; never with another choice of checkpoints."""
+    calm, run = whole_run(tmp_path / "calm"), Run.of(tmp_path / "runs", CONFIG).start(CONFIG)
+    atomic_write(run.artifacts / "metrics.csv", "loss\n0.5\n")
+    learn(run, 12, killed_after=11)
+    if "step-" in file: file = f"checkpoints/{run.manifest()['checkpoints'][0]['file']}"
+    damage(run.folder / file, how)
+    try: run = whole_run(tmp_path / "runs")
+    except ValueError as error:
+        if "train anew" in str(error): run = cured(run, str(error), tmp_path / "runs")
+        else:  # a tensor file: delete it and run the same command again
+            assert re.fullmatch(r"checkpoint step-\d+.safetensors: .*; delete it and run the same command again", str(error)), error
+            (run.folder / file).unlink()
+            run = whole_run(tmp_path / "runs")
+    assert run.verify() and same(run, calm)
+
+
+def test_a_lost_manifest_does_not_lose_the_better_checkpoint(tmp_path):
+    run = Run.of(tmp_path, CONFIG).start(CONFIG)
+    run.resume()
+    for step, score in ((1, 1.0), (2, 3.0)): run.save_checkpoint(step, {"w": torch.tensor([step])}, score, "rule")
+    for step in (1, 2): run.save_state(step, {})
+    (run.folder / "checkpoints" / "manifest.json").unlink()
+    run = Run.of(tmp_path, CONFIG).start(CONFIG)
+    assert run.resume()[0] == 2
+    run.save_checkpoint(3, {"w": torch.tensor([3])}, 2.0, "rule")
+    assert run.best()[1] == {"step": 1, "score": 1.0, "rule": "rule"} and len(run.manifest()["checkpoints"]) == 3
+
+
+@pytest.mark.parametrize("how", [cut, nulls])
+def test_a_log_that_is_shorter_than_the_state_believes_is_never_padded(tmp_path, how, capsys):
+    calm, run = whole_run(tmp_path / "calm"), Run.of(tmp_path / "runs", CONFIG).start(CONFIG)
+    learn(run, 12, killed_after=11)
+    damage(run.folder / "metrics.jsonl", how)
+    run = whole_run(tmp_path / "runs")
+    assert f"run {run.folder.name}: its log or a checkpoint was cut, damaged or lost; it goes on from update" in capsys.readouterr().err
+    assert same(run, calm)
 
 
 # --- all or none

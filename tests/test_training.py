@@ -1,6 +1,7 @@
 """The learner is honest: what was asked is done, twice the same, resumable, and λ = 0 is ERM."""
 import dataclasses
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -374,6 +375,53 @@ def test_a_kill_between_two_members_states_changes_nothing(tmp_path, monkeypatch
         assert all(torch.equal(x, y) for x, y in zip(a.best()[0].values(), b.best()[0].values()))
 
 
+def test_overlapping_seeds_are_trained_by_one_process(tmp_path):
+    one = config(tmp_path, n_seeds=2)
+    code = f"""
+import sys
+from pathlib import Path
+from hirm.runs import Run
+run = Run(Path({str(records(one)[1].folder)!r})).hold()
+print("held", flush=True)
+sys.stdin.read()
+"""
+    other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "held\n"
+    with pytest.raises(BlockingIOError, match=f"run erm-s1-.*process {other.pid} on"):
+        train(one)
+    assert not records(one)[0].folder.exists()  # nor is the seed that was free begun
+    other.communicate("", timeout=HANGS)
+    assert [len(run.metrics()) for run in train(one)] == [12, 12]
+
+
+def test_a_run_that_never_beats_holding_nothing_says_so(tmp_path, capsys, monkeypatch):
+    good = train(config(tmp_path))[0]
+    assert "never_below_no_hedge" not in good.metadata and "learnt nothing" not in capsys.readouterr().err
+    monkeypatch.setattr(training, "NoHedge", Delta)  # a bar that twelve updates do not reach
+    bad = train(config(tmp_path, seed=1))[0]
+    facts = bad.metadata["never_below_no_hedge"]
+    assert bad.metrics()["validation.high"].min() == facts["validation"] >= facts["no_hedge"]
+    assert f"{bad.folder.name} has learnt nothing that helps: its risk on high was never below " in capsys.readouterr().err
+    judged = list(common_episodes(ENVIRONMENTS["high"], 200, "validation"))
+    assert facts["no_hedge"] == pytest.approx(Config().risk(policy_loss(Delta(), judged)).item())
+
+
+def test_a_price_that_leaves_all_numbers_is_not_blamed_on_the_weight(tmp_path, monkeypatch):
+    options = config(tmp_path, method="irm")
+    learner = Learner(options, options.members())
+    episode = next(batches(learner.environments, learner.seeds, options))
+    episode.prices[0, 1, 0, 3, -1] = float("inf")
+    with pytest.raises(ValueError, match="environment medium: expected prices that single precision can hold, got inf; look for a leap"):
+        learner.update(0, episode)
+    steps = 0.008 * torch.randn(2400, generator=torch.Generator().manual_seed(0)).double()
+    close = 100 * steps.cumsum(0).exp()
+    close[600:] *= 1e300
+    days = pd.bdate_range("1997-01-01", periods=2400)
+    pd.DataFrame({"date": days.strftime("%Y-%m-%d"), "close": close}).to_csv(tmp_path / "leap.csv", index=False)
+    with pytest.warns(UserWarning, match="close moves"), pytest.raises(ValueError, match="environment history_.*: expected (prices|features) that single"):
+        train(config(tmp_path, method="irm", environments="low,medium,history_low,history_medium", history=str(tmp_path / "leap.csv")))
+
+
 def poison(monkeypatch, *seeds, step=3):
     "Let the weights of some seeds be lost at one update."
     update = Learner.update
@@ -407,7 +455,7 @@ def test_a_run_that_diverged_alone_stops_and_is_not_tried_again(tmp_path, monkey
     poison(monkeypatch, 0, 1, step=7)
     options = config(tmp_path, n_seeds=2)
     for _ in range(2):
-        with pytest.raises(FloatingPointError, match="training diverged at update 7: the gradient of erm-s0"):
+        with pytest.raises(FloatingPointError, match="training diverged at update 7: the gradient of erm-s0.*; lower learning_rate$"):
             train(options)
         monkeypatch.setattr(Learner, "update", lambda *_: pytest.fail("was trained again"))
 
