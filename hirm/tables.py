@@ -173,9 +173,9 @@ def books_table(
     last = max(own["spot"].argmin() + 1, n_days)
     table = pd.DataFrame({"price (%)": (100 * own["spot"]).map(digits)})
     for name in ("delta", "position", "trade"):
-        table[name] = own[name].map("{:.3f}".format)
+        table[name] = own[name].map("{:z.3f}".format)  # z: no minus before a zero
     for name, book in (("P&L (%)", own), ("P&L of delta (%)", delta)):
-        table[name] = (100 * book["pnl"]).map("{:.2f}".format)
+        table[name] = (100 * book["pnl"]).map("{:z.2f}".format)
     table.index = table.index.strftime("%Y-%m-%d")
     return table.iloc[last - n_days : last]
 
