@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .batches import batches, policy_loss, risk_unit
+from .batches import batches, policy_loss, risk_unit, shaken
 from .config import Config, training_environments
 from .environments import common_episodes, nameable_environments, stream
 from .features import Scaler, features
@@ -37,7 +37,10 @@ def initial_policy(
 ) -> nn.Module:  # a policy with len(seeds) members, on the config's device
     "An untrained policy; a member's weights depend on its seed alone."
     generators = [stream(seed, "weights") for seed in seeds]
-    return POLICIES[config.policy](generators, config.columns, config.width).to(config.device)
+    policy = POLICIES[config.policy](generators, config.columns, config.width).to(config.device)
+    if config.clip_features is not None:
+        policy.limit()  # those of the training environments come with the scaler, or with the weights
+    return policy
 
 # %% ../nbs/17_training.ipynb #252a0fe2
 def path_units(
@@ -171,6 +174,27 @@ class Differentiator:
         objective.sum().backward()
         return sample, objective
 
+    def attack(self,
+        episode: Episode,  # (M, E, 2, n_paths/2, …)
+        radius: float,  # root mean square over paths and days, in daily quoted vols
+    ) -> Episode:  # the same paths, changed
+        "Change each path where it raises the risk most: one step of the largest size that a Wasserstein ball allows."
+        with torch.no_grad():
+            loss = self._sample(episode, penalized=False).loss
+        loss.requires_grad_()
+        (weights,) = torch.autograd.grad(self.risk(loss).sum(), loss)
+        weights = halves(weights)
+        tail = _largest(weights.abs(), weights != 0)
+        worst = self._pick(episode, tail)
+        moves = torch.zeros_like(worst.paths.iv[..., :-1], requires_grad=True)
+        loss = hedge(self.policy, shaken(worst, moves)).loss
+        (slope,) = torch.autograd.grad((loss * weights.gather(-1, tail)).sum(), moves)
+        n_days = slope.shape[-1]
+        slopes = torch.zeros_like(episode.paths.iv[..., :-1])  # a path outside the tail does not move the risk
+        slopes = slopes.scatter(-2, tail[..., None].expand(*tail.shape, n_days), slope)
+        length = slopes.square().mean((2, 3, 4), keepdim=True).sqrt()  # over the paths and days of an environment
+        return shaken(episode, radius * slopes / length.clamp_min(1e-12))
+
     def _pick(self, episode, paths):
         "Some paths of a batch, (M, E, 2, n), and their dropout masks."
         masks = self.policy.dropout  # (2, M, width, E, 2, 1, n_paths/2)
@@ -216,7 +240,7 @@ class Learner(Differentiator):
         for environment in self.environments.values():
             sample = next(common_episodes(environment, 4096, "scaler", device=self.config.device))
             values.append(features(sample, self.config.columns))
-        return Scaler.fit(torch.cat(values, 1))
+        return Scaler.fit(torch.cat(values, 1), self.config.clip_features)
 
     def _adam(self):
         "An optimiser without memory."
@@ -243,6 +267,8 @@ class Learner(Differentiator):
         if self.schedule.turns_on(step):  # for every method alike, so that λ = 0 stays ERM
             self.optimizer = self._adam()
         self.optimizer.param_groups[0]["lr"] = self.rate(step)
+        if self.config.attack_radius:
+            episode = self.attack(episode, self.config.attack_radius)
         if self.method.dropout:
             self._drop(step, episode)
         sample, objective = self.differentiate(episode, weight)
