@@ -589,7 +589,7 @@ PROBED = {  # cell: what a linear probe is to tell apart, and the column that it
 }
 
 
-def _told(see: Callable, cell: str, n_paths: int) -> dict:
+def _linear_probes(see: Callable, cell: str, n_paths: int) -> dict:
     "What linear probes read in what is seen, one number per member."
     apart, column, where = PROBED[cell]
     known = nameable_environments()
@@ -601,11 +601,11 @@ def _known(plan: Plan, runs: list[tuple[Job, Run]]) -> dict[str, pd.DataFrame]:
     "What the representations of a few seeds know of the regime and of the tempting column, beside the features themselves."
     frames, n_paths = [], max(100, plan.sizes["n_evaluation"] // 200)
     for job, own in _alike([(job, run) for job, run in runs if job.cell in PROBED and run.config["seed"] - job.first < plan.few]):
-        told = _told(load_policy(own).representation, job.cell, n_paths)
-        frames.append(pd.DataFrame(told).assign(cell=job.cell, method=job.arm, seed=[run.config["seed"] - job.first for run in own]))
+        read = _linear_probes(load_policy(own).representation, job.cell, n_paths)
+        frames.append(pd.DataFrame(read).assign(cell=job.cell, method=job.arm, seed=[run.config["seed"] - job.first for run in own]))
     for cell, (_, column, _) in PROBED.items():
         shown = partial(features, columns=(*USUAL[:3], column))
-        frames.append(pd.DataFrame(_told(shown, cell, n_paths)).assign(cell=cell, method="features", seed=0))
+        frames.append(pd.DataFrame(_linear_probes(shown, cell, n_paths)).assign(cell=cell, method="features", seed=0))
     return {"known": pd.concat(frames, ignore_index=True).round(6)}
 
 

@@ -51,7 +51,7 @@ SCALES: dict[str, dict] = {
 RANGES: dict[str, tuple] = {
     "seed": (0, 10**9), "n_seeds": (1, 100), "cost": (0, 1000),
     "smoothing": (1e-6, 10), "aversion": (1e-6, 1e6),
-    "draw": (1, 1000), "width": (1, 1024), "weight_decay": (0, 1), "clip": (1e-12, 1e12), "keep": (1, 1000),
+    "clip_features": (0, 0.499), "attack_radius": (0, 1), "draw": (1, 1000), "width": (1, 1024), "weight_decay": (0, 1), "clip": (1e-12, 1e12), "keep": (1, 1000),
     "n_paths": (2, 2**20), "updates": (1, 10**8), "pretrain": (0, 10**8), "ramp": (0, 10**8),
     "learning_rate": (1e-12, 1), "validate_every": (1, 10**8),
     "n_validation": (2, 10**6), "n_evaluation": (2, 10**8),
@@ -115,6 +115,8 @@ class Config:
     validate_on: str = "high"  # environment by which checkpoints are chosen
     smoothing: float = 0.15  # bandwidth of the smoothed tail, in standard deviations
     aversion: float | None = None  # train on the entropic risk of this aversion (per risk unit) instead of the CVaR
+    clip_features: float | None = None  # share of the training values beyond which a feature is limited, e.g. 0.02; None: no limits
+    attack_radius: float = 0.0  # size of an adversary's change of the training paths, in daily quoted vols (root mean square)
     draw: int | None = None  # training environments that an update meets, in turn; None: all of them
     width: int = 32  # units of each hidden layer
     weight_decay: float = 1e-6  # of Adam, unless the method has its own

@@ -209,8 +209,8 @@ def pieces(
     seen = {name: change(COLUMNS[name].values(episode)[..., :episode.paths.n_steps]) for name, change in probe.columns.items()}
     for start in range(0, episode.paths.n_paths, chunk):
         here = slice(start, start + chunk)
-        told = {name: lambda _, cut=values[..., here, :]: cut for name, values in seen.items()}
-        yield replace(episode.take(here), probe=told)
+        shown = {name: lambda _, cut=values[..., here, :]: cut for name, values in seen.items()}
+        yield replace(episode.take(here), probe=shown)
 
 
 @torch.no_grad()

@@ -65,15 +65,21 @@ def features(
 # %% ../nbs/07_features.ipynb #620a6b25
 @dataclass(frozen=True)
 class Scaler:
-    "Centre and spread of each column, from training environments only."
+    "Centre and spread of each column, from training environments only; and its limits, where it is to be limited."
     mean: Tensor  # (M, n_features)
     std: Tensor  # (M, n_features), positive
+    low: Tensor | None = None  # (M, n_features)
+    high: Tensor | None = None  # (M, n_features), above low
 
     @classmethod
     def fit(cls,
         values: Tensor,  # features of training environments, (M, …, n_paths, n_steps, n_features)
+        share: float | None = None,  # of the values, beyond which a column is limited at either end; 0 is from the lowest to the highest
     ) -> "Scaler":
         "Mean and standard deviation over everything but member and column; a constant column keeps spread 1."
+        if share is not None and not 0 <= share < 0.5:
+            raise ValueError(f"the share beyond a limit must lie in [0, 0.5), or the limits would cross, got {share}; 0.02 keeps the central 96 %")
         flat = values.flatten(1, -2)
         std = flat.std(1)
-        return cls(flat.mean(1), torch.where(std > 1e-6, std, torch.ones_like(std)))
+        limits = () if share is None else flat.quantile(flat.new_tensor([share, 1 - share]), dim=1).unbind(0)
+        return cls(flat.mean(1), torch.where(std > 1e-6, std, torch.ones_like(std)), *limits)

@@ -237,9 +237,24 @@ class _Learned(nn.Module):
         self.register_buffer("std", torch.ones(members, len(columns)))
 
     def scale(self, scaler: Scaler) -> None:
-        "Adopt the means and standard deviations of the training environments' features."
+        "Adopt the means and standard deviations of the training environments' features, and their limits where there are some."
         self.mean.copy_(scaler.mean.expand_as(self.mean))
         self.std.copy_(scaler.std.expand_as(self.std))
+        if scaler.low is not None:
+            self.limit(scaler.low, scaler.high)
+
+    def limit(self, low: Tensor | float = -math.inf, high: Tensor | float = math.inf) -> None:
+        "See no feature beyond these limits, (M or 1, n_features); they are kept with the weights."
+        ones = torch.ones_like(self.mean)
+        self.register_buffer("low", low * ones)
+        self.register_buffer("high", high * ones)
+
+    def _limited(self, x):
+        "Features (M or 1, F, …) within their limits."
+        if not hasattr(self, "low"):
+            return x
+        by_column = (len(self.low), -1) + (1,) * (x.dim() - 2)
+        return x.clamp(self.low.view(by_column), self.high.view(by_column))
 
     def head_copies(self, *groups: int) -> Tensor:  # (M, *groups, n_outputs, width+1)
         "One copy of the shared head per group, to tell the groups' gradients apart."
@@ -251,6 +266,7 @@ class _Learned(nn.Module):
         "Features of all dates at once, (M, F, N); and the shape of N, (…, n_steps, n_paths)."
         self._check_instruments(episode)
         x = features(episode, self.columns).transpose(-2, -3).movedim(-1, 1)  # (M or 1, F, …, n_steps, n_paths)
+        x = self._limited(x)
         members = len(self.weight1)
         return x.flatten(2).expand(members, -1, -1), x.shape[2:]
 

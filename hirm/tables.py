@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SMALLEST', 'digits', 'p_value', 'bracketed', 'listed', 'crisis_table', 'case_table', 'dates_table', 'percent',
-           'validation_table', 'band_table', 'books_table', 'ratio_table', 'in_words', 'in_time', 'beaten', 'answer']
+           'validation_table', 'band_table', 'books_table', 'ratio_table', 'in_words', 'in_time', 'beaten', 'answer',
+           'repeated']
 
 # %% ../nbs/12_tables.ipynb #46a4bc0b
 from collections.abc import Mapping, Sequence
@@ -172,9 +173,9 @@ def books_table(
     last = max(own["spot"].argmin() + 1, n_days)
     table = pd.DataFrame({"price (%)": (100 * own["spot"]).map(digits)})
     for name in ("delta", "position", "trade"):
-        table[name] = own[name].map("{:.3f}".format)
+        table[name] = own[name].map("{:z.3f}".format)  # z: no minus before a zero
     for name, book in (("P&L (%)", own), ("P&L of delta (%)", delta)):
-        table[name] = (100 * book["pnl"]).map("{:.2f}".format)
+        table[name] = (100 * book["pnl"]).map("{:z.2f}".format)
     table.index = table.index.strftime("%Y-%m-%d")
     return table.iloc[last - n_days : last]
 
@@ -256,3 +257,20 @@ def answer(
     same = [f"as much in {name}" for name, x in change.items() if x == 0]
     parts = [listed(part, "", "{names}", "{names}") for part in (less, more, same) if part]
     return f"{said} less than {reference} in its worst 5 % of cases: {'; '.join(parts)}."
+
+# %% ../nbs/12_tables.ipynb #rep00002
+def repeated(
+    frame: pd.DataFrame,  # metrics: method, seed, environment, cvar95; one seed per hedger
+    hedger: str,  # its name in the frame
+    environments: Sequence[str],  # the crises, in the order in which they are named
+    reference: str = "delta",
+) -> str:
+    """Say of how many repeated hedgers the tail loses less than the reference's, crisis by crisis."""
+    base = frame[frame["method"] == reference].groupby("environment")["cvar95"].mean()
+    own = frame[frame["method"] == hedger].pivot_table(index="seed", columns="environment", values="cvar95")
+    won = {name: int((own[name] < base[name]).sum()) for name in environments}
+    n = len(own)
+    always = listed([name for name, count in won.items() if count == n], "", "in {names}", "in {names}")
+    others = [f"{in_words(count) if count else 'none'} in {name}" for name, count in won.items() if count < n]
+    counted = listed(([f"all {always}"] if always else []) + others, "", "{names}", "{names}")
+    return f"Of {in_words(n)} such hedgers lose less than {reference}: {counted}."

@@ -157,8 +157,6 @@ def test_page_is_whole(look, name):
 @needs_browser
 @pytest.mark.parametrize("name", TOC)
 def test_page_has_no_fault_that_axe_knows(look, name):
-    if name == "references":
-        pytest.xfail("the list of references still has one fault")
     assert look(name).faults == []
 
 

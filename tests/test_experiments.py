@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
@@ -265,6 +266,14 @@ def test_two_protocols_of_one_method_are_refused_until_one_is_named(altered, tmp
     with pytest.raises(ValueError, match="expected one protocol, got .*, which differ in clip; say which by -p hash8"): panel.records
     both = ",".join({path.name[-8:] for path in (tmp_path / "runs").glob("*-s0-*")})
     assert set(Panel(runs=str(tmp_path / "runs"), hash8=both).records) == {"erm", "irm"}
+
+
+def test_a_method_that_diverged_stands_in_the_summary_as_left_out():
+    record = SimpleNamespace(folder=Path("erm-s0-12345678"), config=dict(penalty_weight=0.0, environments="low"), manifest=lambda: dict(rule="validation: high"))
+    panel = SimpleNamespace(records={"erm": [record]}, diverged={"irm": "seed 3 at update 4"}, complete={"irm": [record, record]})
+    table = Panel.summary(panel)
+    assert table.loc["irm"].to_dict() == {"runs": 2, "protocol": "", "λ": "", "trained on": "", "chosen by": "left out: seed 3 at update 4"}
+    assert table.loc["erm", "chosen by"] == "validation: high"
 
 
 def test_a_run_trained_on_the_test_environment_is_the_oracle(altered, tmp_path):

@@ -17,7 +17,7 @@ from hirm import plots
 from hirm.evaluation import judge
 from hirm.environments import ENVIRONMENTS
 from hirm.objectives import METHODS
-from hirm.plots import COLOURS, INK, WORLDS, colour, estimates
+from hirm.plots import COLOURS, INK, REGIMES, colour, estimates
 
 
 @pytest.fixture(autouse=True)
@@ -129,7 +129,7 @@ def luminance(name):
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-@pytest.mark.parametrize("name", [INK, *COLOURS.values(), *WORLDS.values(), *plots.SPARE])
+@pytest.mark.parametrize("name", [INK, *COLOURS.values(), *REGIMES.values(), *plots.SPARE])
 def test_colours_stand_out_on_both_grounds(name):
     on_white, on_dark = 1.05 / (luminance(name) + 0.05), (luminance(name) + 0.05) / (luminance("#121212") + 0.05)
     assert min(on_white, on_dark) > (4.2 if name == INK else 3.0)  # AA asks 3 of lines; text gets the page's own ink in the book
@@ -170,7 +170,7 @@ def test_the_style_of_a_notebook_needs_no_notebook():
 
 def test_every_method_and_baseline_has_one_colour_of_its_own():
     assert set(METHODS) <= set(COLOURS)
-    assert len({*COLOURS.values(), *WORLDS.values()}) == len(COLOURS) + len(WORLDS)
+    assert len({*COLOURS.values(), *REGIMES.values()}) == len(COLOURS) + len(REGIMES)
     assert colour("mine") == colour("mine") and colour("mine") in plots.SPARE
     for baseline in ("no_hedge", "delta", "delta_vega", "whalley_wilmott"):
         assert max(to_rgb(COLOURS[baseline])) - min(to_rgb(COLOURS[baseline])) < 0.06  # a grey
@@ -249,7 +249,7 @@ def test_a_band_is_drawn_less_the_delta():
     for panel in ax.child_axes:
         calm, wild = (np.array(bars.get_segments())[:, :, 1] for bars in panel.collections)  # three bars each, from lower to upper
         assert np.allclose(calm, [[-0.048, 0.018]] * 3) and np.allclose(wild, [[-0.085, 0.055]] * 3)
-    assert [to_hex(bars.get_color()[0]).upper() for bars in panel.collections] == [WORLDS["medium"], WORLDS["crisis"]]
+    assert [to_hex(bars.get_color()[0]).upper() for bars in panel.collections] == [REGIMES["medium"], REGIMES["crisis"]]
 
 
 def test_a_path_shows_price_position_trades_and_account():

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from hirm.history import Windows
-from hirm.tables import (answer, band_table, beaten, books_table, bracketed, dates_table, digits, in_time, in_words, listed, p_value, ratio_table,
+from hirm.tables import (answer, band_table, beaten, books_table, bracketed, dates_table, digits, in_time, in_words, listed, p_value, ratio_table, repeated,
                          validation_table)
 
 
@@ -117,3 +117,13 @@ def test_books_end_on_the_day_of_the_lowest_price(lowest, shown):
 def test_what_a_hedger_was_chosen_by():
     table = validation_table(pd.DataFrame({"hedger": ["delta", "blend"], "scale": [float("nan"), 0.01], "risk": [0.02378, 0.02307], "chosen": [False, True]}))
     assert table.values.tolist() == [["delta", "–", "2.38", ""], ["blend", "0.01", "2.31", "chosen"]]
+
+
+def test_repeated_hedgers_are_counted_crisis_by_crisis():
+    rows = [dict(method="erm", seed=seed, environment=name, cvar95=loss) for name, losses in (("gfc", (3, 4, 6)), ("covid", (1, 1, 1)), ("bear_2022", (9, 9, 9)))
+            for seed, loss in enumerate(losses)]
+    rows += [dict(method="delta", seed=0, environment=name, cvar95=5) for name in ("gfc", "covid", "bear_2022")]
+    frame = pd.DataFrame(rows)
+    said = repeated(frame, "erm", ["gfc", "covid", "bear_2022"])
+    assert said == "Of three such hedgers lose less than delta: all in covid, two in gfc and none in bear_2022."
+    assert repeated(frame, "erm", ["gfc"]) == "Of three such hedgers lose less than delta: two in gfc."

@@ -61,6 +61,11 @@ def fill_headers(app, page, template, context, doctree):
     if "body" in context: context["body"] = headed(context["body"])
 
 
+def list_references(app, page, template, context, doctree):
+    "Entries of a list are list items; the role that docutils gives to references is no longer one."
+    if "body" in context: context["body"] = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
+
+
 def copy_mathjax(app, failure):
     "The 1.5 MB of MathJax that TeX needs, out of the 24 that sphinx-mathjax-offline brings."
     if failure or app.builder.format != "html": return
@@ -76,5 +81,6 @@ def setup(app):
     app.connect("source-read", read_source)
     app.connect("html-page-context", drop_thebe, priority=900)
     app.connect("html-page-context", fill_headers)
+    app.connect("html-page-context", list_references)
     app.connect("build-finished", copy_mathjax)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
