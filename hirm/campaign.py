@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['CELLS', 'PRIMARY', 'PLANTED_CELLS', 'MOST_SEEDS', 'SIDE_BY_SIDE', 'FAMILY', 'PILOT_SEED', 'PENALTIES', 'SWEPT',
-           'AT_ONCE', 'DRAWN', 'TOGETHER', 'SHOWN', 'BASELINES', 'LEFT_OUT', 'PLANTED_COLUMN', 'SHOWN_VOLS', 'PROBED',
-           'CAMPAIGNS', 'Plan', 'as_plan', 'Job', 'split', 'words', 'phase1', 'learning', 'phase2', 'ladder',
-           'phase2_pilot', 'main_job', 'Look', 'phase1_looks', 'runs_of', 'judged', 'diverged', 'Campaign', 'seen',
-           'jobs', 'gather']
+           'AT_ONCE', 'DRAWN', 'TOGETHER', 'RADII', 'CLIPPED', 'CURES', 'PLANTED_CURES', 'SHOWN', 'BASELINES',
+           'LEFT_OUT', 'PLANTED_COLUMN', 'SHOWN_VOLS', 'PROBED', 'CAMPAIGNS', 'Plan', 'as_plan', 'Job', 'split',
+           'words', 'phase1', 'learning', 'phase2', 'ladder', 'phase2_pilot', 'main_job', 'cures', 'Look',
+           'phase1_looks', 'runs_of', 'judged', 'diverged', 'Campaign', 'seen', 'jobs', 'gather']
 
 # %% ../nbs/21_campaign.ipynb #ee4400b8
 import math
@@ -23,9 +23,11 @@ import yaml
 from .config import SCALES, Config, as_config, judged_environments
 from .diagnostics import diagnose, response, tells_column, tells_environment
 from .environments import RUNGS, Environment, nameable_environments
+from .evaluation import judge
 from .features import USUAL, features
 from .objectives import METHODS
 from .parameters import one_of, read_names, read_whole
+from .policies import Ensemble
 from .runs import Run, published
 from .stats import CRITERIA, PERMUTED, planted_verdict
 from .training import curves, load_policy, records
@@ -375,6 +377,39 @@ def main_job(plan: Plan) -> list[Job]:
             jobs.append(Job("main_job", "members", "", arm, name, asked, TOGETHER, seed=seed))
     return jobs
 
+# %% ../nbs/21_campaign.ipynb #cur00002
+RADII = (0.01, 0.03, 0.1)  # of the adversary, in daily quoted vols; validation chooses
+CLIPPED = 0.02  # share of the training values beyond which a feature is limited
+CURES = {  # arm: what is special about it, and groups of seeds
+    "erm": ({}, 5),
+    "blind": (dict(realized_vol=False), 5),
+    "clip": (dict(clip_features=CLIPPED), 5),
+    "many": (dict(environments=",".join(RUNGS["many"]), draw=DRAWN), 3),
+    "hirm": (dict(method="hirm"), 2),
+    "erm_reg": (dict(method="erm_reg"), 2),
+    "irm": (dict(method="irm"), 1),
+    "early": (dict(pretrain=0, ramp=0), 1),
+    **{f"adversarial_{radius:g}": (dict(attack_radius=radius), 1) for radius in RADII},
+    "oracle": (dict(environments="low,medium,high,crisis"), 1),
+}
+PLANTED_CURES = {"erm": {}, "blind": dict(extra_features=""), "clip": dict(clip_features=CLIPPED), "adversarial": dict(attack_radius=RADII[1])}
+
+
+def cures(plan: Plan) -> list[Job]:
+    "The jobs of the cures; each job is one group of seeds."
+    jobs = []
+
+    def add(cell, arm, asked, n_groups):
+        n_groups = min(n_groups, plan.seeds)  # at scale smoke one is enough
+        n_seeds = SIDE_BY_SIDE * n_groups
+        jobs.extend(split(Job("cures", "metrics", cell, arm, f"{cell}-{arm}", asked, n_seeds), soon=n_seeds))
+
+    for arm, (special, n_groups) in CURES.items():
+        add("crisis", arm, _of_phase1(plan, "cures", **dict(method="erm") | special), n_groups)
+    for arm, special in PLANTED_CURES.items():
+        add("planted", arm, _coloured(plan, "cures", "erm", **AT_ONCE | special), 1)
+    return jobs
+
 # %% ../nbs/21_campaign.ipynb #20e9fe66
 @dataclass(frozen=True)
 class Look:
@@ -636,6 +671,28 @@ def _of_phase2(plan: Plan, runs: list[tuple[Job, Run]]) -> dict[str, pd.DataFram
     return _insides(plan, runs) | _known(plan, runs) | _planted_tails(plan, runs) | _planted_scores(plan, runs)
 
 
+def _together(plan: Plan, runs: list[tuple[Job, Run]]) -> dict[str, pd.DataFrame]:
+    "Each group of seeds as one hedger: the mean position of its members, and the blend that validation chose; and what the training took."
+    groups = {}
+    for job, run in runs:
+        if run.diverged is None:
+            groups.setdefault(job.name, []).append((job, run))
+    frames, spent = [], []
+    for rows in groups.values():
+        job, own = rows[0][0], [run for _, run in rows]
+        config = as_config(job.parameters | dict(device="cpu"))
+        who = dict(cell=job.cell, method=job.arm, seed=job.seed)
+        seconds = [run.metadata["cpu_seconds_per_update"] * config.updates for run in own]
+        spent.append(who | dict(members=len(own), cpu_seconds=float(np.mean(seconds))))
+        table = pd.read_csv(own[0].artifacts / "metrics.csv")
+        frames.append(table[table["method"] == "blend"].assign(hedger="blend", **who))
+        ensemble = Ensemble(load_policy(own))
+        mean = judge({"ensemble": ensemble}, judged_environments(config).values(), config.n_evaluation, seed=0).metrics
+        frames.append(mean[mean["method"] == "ensemble"].assign(hedger="ensemble", **who))
+    together = pd.concat(frames, ignore_index=True).drop(columns=LEFT_OUT, errors="ignore")
+    return {"groups": together.round(8), "compute": pd.DataFrame(spent).round(3)}
+
+
 CAMPAIGNS = {
     "main_job": Campaign(main_job, tables=_hedgers, facts=("realized_vol",)),
     "learning": Campaign(learning, tables=_validation),
@@ -644,6 +701,7 @@ CAMPAIGNS = {
     "phase2_pilot": Campaign(phase2_pilot, facts=("cell", "penalty_weight")),
     "phase2": Campaign(phase2, tables=_of_phase2, facts=("cell", "penalty_weight")),
     "ladder": Campaign(ladder, facts=("cell", "penalty_weight")),
+    "cures": Campaign(cures, tables=_together, facts=("cell",)),
 }
 
 # %% ../nbs/21_campaign.ipynb #7b52ef59

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MIN_SEEDS', 'NOTHING', 'CRITERIA', 'PERMUTED', 'CONTROLS', 'PLANTED', 'pair', 'log_ratio', 'iqm',
            'probability_of_improvement', 'Claim', 'within', 'sign_flip', 'holm', 'pnl_difference', 'Criteria',
-           'degradation', 'verdict', 'apart', 'compare', 'block_interval', 'interval', 'label_effect', 'dose_slope',
-           'regret', 'Planted', 'planted_verdict']
+           'degradation', 'verdict', 'apart', 'compare', 'block_interval', 'interval', 'label_effect',
+           'group_log_ratio', 'dose_slope', 'regret', 'Planted', 'planted_verdict']
 
 # %% ../nbs/11_stats.ipynb #298e391f
 from collections.abc import Collection, Iterator, Sequence
@@ -380,6 +380,28 @@ def label_effect(
     table = pd.DataFrame.from_dict(rows, orient="index", columns=["estimate", "low", "high"])
     levels = {arm: _by_seed(frame, metric, arm, environment).mean() for arm in (method, baseline, twin, mixture)}
     return table.assign(**levels)
+
+# %% ../nbs/11_stats.ipynb #grp00002
+def group_log_ratio(
+    members: pd.DataFrame,  # tidy results of single members: method, seed, environment and the metric
+    groups: pd.DataFrame,   # tidy results of groups as one hedger; seed is the first of the group
+    method: str,            # of the groups
+    baseline: str,          # whose single members are the reference
+    environment: str,       # where both were judged
+    *,
+    size: int,              # seeds in a group
+    metric: str = "cvar95",
+) -> pd.Series:             # log(group / mean of the baseline's members), by the group's first seed
+    """Compare groups of members with the baseline's single members of the same seeds. Raises ValueError for a seed that the baseline lacks."""
+    of = lambda frame, name: frame[(frame["method"] == name) & (frame["environment"] == environment)].set_index("seed")[metric]
+    own, alone = of(groups, method), of(members, baseline)
+    logs = {}
+    for first, risk in own.items():
+        seeds = range(first, first + size)
+        if lacking := sorted(set(seeds) - set(alone.index)):
+            raise ValueError(f"{baseline} must have every seed of a group, got none of {lacking} in {environment}; run them, or name another size than {size}")
+        logs[first] = np.log(risk / alone.loc[list(seeds)].mean())
+    return pd.Series(logs, name=method)
 
 # %% ../nbs/11_stats.ipynb #3e72cd6f
 def dose_slope(

@@ -13,7 +13,7 @@ import pytest
 import scipy.stats as st
 
 from hirm.campaign import PENALTIES
-from hirm.stats import (CONTROLS, CRITERIA, PLANTED, apart, block_interval, compare, Criteria, degradation, dose_slope, holm,
+from hirm.stats import (CONTROLS, CRITERIA, PLANTED, apart, block_interval, compare, Criteria, degradation, dose_slope, group_log_ratio, holm,
                         iqm, label_effect, log_ratio, pair, Planted, planted_verdict, pnl_difference, probability_of_improvement,
                         regret, sign_flip, verdict, within)
 
@@ -469,3 +469,12 @@ def test_a_regret_just_inside_the_margin_is_not_shown():
 def test_planted_criteria_in_per_cent_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         Planted(**wrong)
+
+
+def test_a_group_is_compared_with_the_single_members_of_its_own_seeds():
+    members = pd.DataFrame([dict(method="erm", seed=seed, environment=place, cvar95=1.0 + seed) for seed in range(4) for place in ("crisis", "high")])
+    groups = pd.DataFrame([dict(method="blind", seed=first, environment="crisis", cvar95=risk) for first, risk in ((0, 1.5), (2, 7.0))])
+    ratios = np.exp(group_log_ratio(members, groups, "blind", "erm", "crisis", size=2))
+    assert ratios.to_dict() == pytest.approx({0: 1.0, 2: 2.0})
+    with pytest.raises(ValueError, match=r"erm must have every seed of a group, got none of \[4\]"):
+        group_log_ratio(members, groups, "blind", "erm", "crisis", size=3)
