@@ -26,7 +26,7 @@ from safetensors.torch import save
 from .history import project
 
 # %% ../nbs/14_runs.ipynb #64b3764c
-LOCAL = ("runs", "name", "device", "n_seeds", "again")  # where, on what and how many at once: never what is asked
+LOCAL = ("runs", "name", "device", "n_seeds", "again", "wandb")  # where, on what and how many at once: never what is asked
 LATER: dict = {"draw": None, "clip_features": None, "attack_radius": 0.0}  # parameters that joined later, and the value that stands for what was done before
 
 # %% ../nbs/14_runs.ipynb #f43292a5

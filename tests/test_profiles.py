@@ -23,6 +23,15 @@ def test_every_executor_and_script_that_a_profile_names_is_there():
         for command in (value for key, value in profile.items() if key.endswith("-cmd")): assert (ROOT / command.split()[-1]).is_file()
 
 
+def test_slurm_is_asked_in_the_words_that_it_answers_without_accounting():
+    profile = PROFILES["slurm"]
+    assert profile["slurm-status-command"] == "squeue" and profile["slurm-init-seconds-before-status-checks"] <= 10 and profile["retries"] >= 2
+    pytest.importorskip("snakemake_executor_plugin_slurm")
+    from snakemake_executor_plugin_slurm import ExecutorSettings
+    options = {f"slurm-{name.replace('_', '-')}" for name in ExecutorSettings.__dataclass_fields__}
+    assert {name for name in profile if name.startswith("slurm-")} <= options
+
+
 def test_a_rule_that_runs_an_experiment_says_what_it_needs():
     rules = re.split(r"^rule ", (ROOT / "Snakefile").read_text(), flags=re.M)[1:]
     papermill = [rule for rule in rules if 'shell: "papermill' in rule]

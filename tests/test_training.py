@@ -1,4 +1,5 @@
 """The learner is honest: what was asked is done, twice the same, resumable, and λ = 0 is ERM."""
+import ctypes
 import dataclasses
 import json
 import re
@@ -55,6 +56,28 @@ def test_same_seed_same_record_and_another_seed_another(tmp_path):
     once, again = (train(config(tmp_path / name))[0] for name in ("a", "b"))
     other = train(config(tmp_path / "c", seed=1))[0]
     assert log(once) == log(again) and log(once) != log(other)
+
+
+class Heap(ctypes.Structure):
+    "What the C library says about its memory."
+    _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()]
+
+
+@pytest.mark.parametrize("environments", ["low,medium", "history_low,history_medium"])
+def test_memory_in_use_does_not_grow_with_the_updates(tmp_path, environments):
+    """In use, not resident: what is freed may stay with the process, in pieces, and that goes up and down."""
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallinfo2"): pytest.skip("the C library does not tell")
+    libc.mallinfo2.restype = Heap
+    def in_use():
+        heap = libc.mallinfo2()
+        return heap.uordblks + heap.hblkhd
+    options, used = config(tmp_path, environments=environments, n_paths=1024, updates=60), []
+    learner = Learner(options, options.members())
+    for step, episode in zip(range(60), batches(learner.environments, learner.seeds, options)):
+        learner.update(step, episode)
+        used.append(in_use())
+    assert max(used[30:]) - used[19] < 2**20  # one batch of recorded windows is larger than that
 
 
 def test_same_seed_in_a_fresh_process(tmp_path):
