@@ -130,7 +130,7 @@ def shaken(
     growth = (moves.mT * daily).cumsum(-2).exp()  # (…, n_steps, n_paths), paths innermost in memory
     first = paths.spot.mT[..., :1, :]
     spot = torch.cat([first, paths.spot.mT[..., 1:, :] * growth], -2).mT
-    return replace(episode, paths=replace(paths, spot=spot), prices=join_instruments([spot]), payoff=episode.call.payoff(spot[..., -1]))
+    return replace(episode, paths=replace(paths, spot=spot), prices=join_instruments([spot]), payoff=episode.liability.payoff(spot[..., -1]))
 
 # %% ../nbs/16_batches.ipynb #44499ee5
 def batches(

@@ -689,7 +689,8 @@ def _together(plan: Plan, runs: list[tuple[Job, Run]]) -> dict[str, pd.DataFrame
         seconds = [run.metadata["cpu_seconds_per_update"] * config.updates for run in own]
         spent.append(who | dict(members=len(own), cpu_seconds=float(np.mean(seconds))))
         table = pd.read_csv(own[0].artifacts / "metrics.csv")
-        frames.append(table[table["method"] == "blend"].assign(hedger="blend", **who))
+        chosen = table["method"].isin(["ensemble", "blend"])
+        frames.append(table[chosen].assign(hedger="blend", **who))
         ensemble = Ensemble(load_policy(own))
         mean = judge({"ensemble": ensemble}, judged_environments(config).values(), config.n_evaluation, seed=0).metrics
         frames.append(mean[mean["method"] == "ensemble"].assign(hedger="ensemble", **who))

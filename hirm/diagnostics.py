@@ -234,7 +234,7 @@ class Traces:
 
 def _ledger_and_gradient(policy: Callable, episode: Episode) -> tuple[Ledger, Tensor]:
     """Hedge an episode; the gradient of each path's loss in the head, (M, n_paths, n_weights), no weights where there is no head."""
-    if not hasattr(policy, "head_copies"):
+    if not hasattr(policy, "head"):
         ledger = hedge(policy, episode)
         return ledger, ledger.loss.new_zeros(*ledger.loss.shape, 0)
     n_paths = episode.payoff.shape[-1]

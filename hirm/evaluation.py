@@ -23,15 +23,15 @@ import torch
 from IPython.display import Markdown
 from torch import Tensor
 
-from .config import Config, judged_environments
-from .environments import BLOCK, ENVIRONMENTS, Environment, common_episodes, nameable_environments
+from .config import Config, judged_environments, known_environments
+from .environments import BLOCK, ENVIRONMENTS, Environment, common_episodes
 from .features import COLUMNS
 from .frictions import Proportional
-from .hedging import CHUNK, Episode, Ledger, hedge
+from .hedging import CHUNK, Episode, Ledger, hedge, join_instruments
 from .history import DAYS_PER_YEAR, N_PAST, N_STEPS, Windows, load_series, project
-from .markets import Jumps, Paths
+from .markets import Jumps, Momentum, Paths
 from .policies import Blend, Cached, Delta, DeltaVega, Ensemble, NoHedge, WhalleyWilmott
-from .pricing import EuropeanCall
+from .pricing import EuropeanCall, Liability
 from .risk import cvar, cvar_error
 from .runs import atomic_write, published
 from .tables import in_time, in_words
@@ -116,7 +116,10 @@ def jumpier(
     sd: float = 0.05,  # of the jump in the log-price
 ) -> Environment:  # same name; history and markets that jump already are left as they are
     """Return the environment with compensated jumps in its market, and the premium that goes with them."""
-    if isinstance(environment.market, (Windows, Jumps)):
+    market = environment.market
+    while isinstance(market, Momentum):
+        market = market.base
+    if isinstance(market, (Windows, Jumps)):
         return environment
     return replace(environment, market=Jumps(environment.market, intensity, mean, sd))
 
@@ -329,7 +332,7 @@ def _validation_risks(
     config: Config,  # names the environment, its paths and the risk
 ) -> dict[str, float]:  # in units of S_0, the mean over members
     """Return the risk of several policies on the first of the validation paths."""
-    environment = nameable_environments(config.history, config.cost)[config.validate_on]
+    environment = known_environments(config)[config.validate_on]
     losses = {name: [] for name in policies}
     for episode in common_episodes(environment, min(config.n_validation, BLOCK), "validation", device=config.device):
         for piece in episode.chunks(CHUNK):
@@ -345,7 +348,7 @@ def choose_hedger(
 ) -> Choice:
     """Choose the hedger of least validation risk among the ensemble of the members and its blends; a single member has no rival."""
     members, candidates, scale_of = Cached(policy), {}, {}
-    if len(policy.head) > 1:
+    if policy.n_members > 1:
         candidates["ensemble"] = ensemble = Ensemble(members)
         for scale in scales:
             name = f"blend {scale:g}"
@@ -374,7 +377,8 @@ def _update_seconds(config: Config) -> float:
 def expected_seconds(config: Config) -> float:
     """Return about how many CPU seconds a training and its judgement take, by the recorded benchmarks."""
     timed = published("book/results/benchmarks_evaluation", "evaluation").set_index("job")["cpu_seconds"]
-    band, own = (timed[f"judge ten members, {policy}"] for policy in ("band", config.policy))
+    usual = "judge ten members, band"
+    band, own = timed[usual], timed.get(f"judge ten members, {config.policy}", timed[usual])  # a policy that was not timed is taken for a band
     members, simulated = len(config.members()), [e for e in judged_environments(config).values() if not isinstance(e.market, Windows)]
     checked = members * (config.updates // config.validate_every) * config.n_validation
     judged = (members + 4) * len(simulated) * config.n_evaluation  # three baselines, and the hedger that is delivered
@@ -430,17 +434,21 @@ def _arrivals(
     points: pd.DataFrame,  # columns vol, days, moneyness
     n_steps: int,  # days of the trade
     friction,
+    liability: Liability,
+    n_instruments: int,
 ) -> Episode:  # (1, 2 n_points, …): every point from below, then every point from above
     """Return paths that stand at half or at twice the spot of a point, jump to the point on its date, and stay."""
     vol, days, there = (torch.tensor(points[name].tolist()).repeat(2)[:, None] for name in ("vol", "days", "moneyness"))
+    there = there * getattr(liability, "strike", 1.0)
     away = there * torch.tensor([0.5, 2.0]).repeat_interleave(len(points))[:, None]
     arrived = torch.arange(n_steps + 1) >= n_steps - days
     spot = torch.where(arrived, there, away)[None]
     past = (vol / DAYS_PER_YEAR**0.5).expand(-1, N_PAST)[None]
     paths = Paths(spot, vol.square().expand_as(spot), vol.expand_as(spot), past, 1 / DAYS_PER_YEAR)
     calm = {"realized_vol": lambda values: vol.expand_as(values)}  # the jump itself is not to be taken for volatility
-    payoff = EuropeanCall().payoff(spot[..., -1])
-    return Episode(paths, spot[..., None], payoff, torch.zeros_like(payoff), friction, probe=calm)
+    payoff = liability.payoff(spot[..., -1])
+    prices = join_instruments([spot, paths.variance_swap()][:n_instruments])
+    return Episode(paths, prices, payoff, torch.zeros_like(payoff), friction, liability, probe=calm)
 
 
 def _alone(
@@ -463,12 +471,14 @@ def resting_band(
     vols: Sequence[float] = (0.18, 0.55),  # quoted and realised vol, annualised
     friction=Proportional(2e-4),  # of those policies that look at it
     n_steps: int = N_STEPS,  # days of the trade
+    liability: Liability = EuropeanCall(),  # sold; moneyness is over its strike, 1 where it has none
+    n_instruments: int = 1,  # 1 spot, 2 spot and variance swap
 ) -> pd.DataFrame:  # method, vol, days, moneyness, delta, and lower and upper edge in shares
     """Return what is held on arrival from far below and from far above; between the two nothing is traded."""
     if not all(1 <= left < n_steps for left in days):
         raise ValueError(f"days to expiry must lie in 1…{n_steps - 1}, for the spot arrives after date 0, got {tuple(days)}; name days inside")
     points = pd.DataFrame(list(product(vols, days, moneyness)), columns=["vol", "days", "moneyness"])
-    episode = _arrivals(points, n_steps, friction)
+    episode = _arrivals(points, n_steps, friction, liability, n_instruments)
     path, date = torch.arange(2 * len(points)), torch.tensor((n_steps - points["days"]).tolist()).repeat(2)
     delta = episode.delta[0, path, date].double().numpy(force=True)[: len(points)]
     frames = []
@@ -489,6 +499,7 @@ def deepest_fall(
 
 def scene(
     environments: Iterable[Environment],  # recorded; if there are none, covid of the S&P 500
+    like: Environment | None = None,  # whose liability, life and instruments covid then has; a swap is priced by the rule that quotes the vol
 ) -> tuple[Environment, pd.Timestamp]:  # and the start day of a window
     """Return the window of covid in which the price falls furthest; where covid is not among them, that of all environments."""
     falls = {}
@@ -496,6 +507,9 @@ def scene(
         lowest = environment.market.paths(dtype=torch.float64).spot.min().item()
         falls[environment.name] = (lowest, environment)
     _, chosen = falls.get("covid") or min(falls.values(), key=lambda fall: fall[0], default=(0.0, ENVIRONMENTS["covid"]))
+    if not falls and like is not None:
+        market = replace(chosen.market, n_steps=like.n_steps)
+        chosen = replace(chosen, market=market, liability=like.liability, n_steps=like.n_steps, instruments=like.instruments)
     return chosen, deepest_fall(chosen.market)
 
 

@@ -25,7 +25,7 @@ class Column(NamedTuple):
 def _gamma(episode):
     paths = episode.paths
     before_expiry = slice(None, -1)  # at expiry gamma is a point mass; nobody trades on it
-    gamma = episode.call.gamma(paths.spot[..., before_expiry], paths.tau[before_expiry], paths.iv[..., before_expiry])
+    gamma = episode.liability.gamma(paths.spot[..., before_expiry], paths.tau[before_expiry], paths.iv[..., before_expiry])
     return gamma * paths.spot[..., before_expiry]
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .frictions import Mixed
 from .markets import Paths
-from .pricing import EuropeanCall
+from .pricing import EuropeanCall, Liability
 
 # %% ../nbs/05_hedging.ipynb #781ed429
 CHUNK = 1024  # paths hedged at a time on a CPU: few enough for the cache; a multiple of the widest vector sum, so that no bit depends on it
@@ -31,7 +31,7 @@ class Episode:
     payoff: Tensor  # what the client is owed at expiry, (…, n_paths)
     premium: Tensor  # what the client paid at date 0, broadcastable to (…, n_paths)
     friction: Any  # cost kernel; a tuple of kernels when axis 1 is the environment
-    call: EuropeanCall = EuropeanCall()  # the liability: one call, sold
+    liability: Liability = EuropeanCall()  # what is sold, one of it
     probe: dict[str, Callable] = field(default_factory=dict)  # feature name -> function that distorts the column (no retraining)
     origin: Tensor | None = None  # whose kernel each path pays, (…, n_paths), where paths changed places; None: that of axis 1
     drawn: Tensor | None = None  # which of the environments stand on axis 1, (M, E), where each member has its own; None: all, in order
@@ -45,12 +45,12 @@ class Episode:
     @cached_property
     def delta(self) -> Tensor:  # (…, n_paths, n_steps+1)
         "Black-Scholes delta of the liability at the quoted vol, the same for all who ask."
-        return self.call.delta(self.paths.spot, self.paths.tau, self.paths.iv)
+        return self.liability.delta(self.paths.spot, self.paths.tau, self.paths.iv)
 
     @cached_property
     def value(self) -> Tensor:  # (…, n_paths, n_steps+1), in units of S_0
         "Black-Scholes price of the liability at the quoted vol, the same for all who ask."
-        return self.call.price(self.paths.spot, self.paths.tau, self.paths.iv)
+        return self.liability.price(self.paths.spot, self.paths.tau, self.paths.iv)
 
     def costs(self,
         trades: Tensor,  # signed trades, (…, n_paths, n_steps+1, n_instruments)
@@ -115,7 +115,7 @@ def _check_alike(
 ):
     "Refuses trades that differ in what a batch holds once."
     for what, of in (("dt", lambda e: e.paths.dt), ("n_steps", lambda e: e.paths.n_steps),
-                     ("n_instruments", lambda e: e.prices.shape[-1]), ("call", lambda e: e.call)):
+                     ("n_instruments", lambda e: e.prices.shape[-1]), ("liability", lambda e: e.liability)):
         values = [of(e) for e in episodes]
         if any(value != values[0] for value in values):
             raise ValueError(f"environments of one batch must share {what}, got {', '.join(map(str, values))}; "
@@ -136,7 +136,7 @@ def stack_episodes(
     payoff, paid = stack(*per_path).unbind(-1)
     prices = [stack(*(e.prices[..., i] for e in episodes)) for i in range(episodes[0].prices.shape[-1])]
     return Episode(map_paths(stack, *(e.paths for e in episodes)), join_instruments(prices), payoff, paid,
-                   tuple(e.friction for e in episodes), episodes[0].call)
+                   tuple(e.friction for e in episodes), episodes[0].liability)
 
 
 def join_instruments(

@@ -265,7 +265,7 @@ class GBM(Market):
         "Average variance over the next tau years: the constant."
         return variance + torch.zeros_like(torch.as_tensor(tau, dtype=variance.dtype, device=variance.device))
 
-    def log_returns(self, variance, n_past, dt, generators):
+    def log_returns(self, variance: Tensor, n_past: int, dt: float, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor | None]:
         "Fill `variance`, (M, n_past+n_steps+1, n_paths), and return the log-returns between its rows, and no jumps."
         variance.fill_(self.vol**2)
         noise = normals((variance.shape[1] - 1, variance.shape[2]), generators, variance.dtype, variance.device)
@@ -302,7 +302,7 @@ class Heston(Market):
         share = torch.where(pull > 0, -torch.expm1(-pull) / pull.clamp_min(1e-30), 1)
         return torch.addcmul(self.theta * (1 - share), variance, share)
 
-    def log_returns(self, variance, n_past, dt, generators):
+    def log_returns(self, variance: Tensor, n_past: int, dt: float, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor | None]:
         "Fill `variance`, (M, n_past+n_steps+1, n_paths), and return the log-returns between its rows, and no jumps."
         if variance.dtype != torch.float64 and torch.finfo(variance.dtype).eps > 1e-5 * self.xi:
             wide = torch.empty_like(variance, dtype=torch.float64)
@@ -400,7 +400,7 @@ class SABR(Market):
         growth = self.nu**2 * torch.as_tensor(tau, dtype=variance.dtype, device=variance.device)
         return variance * torch.where(growth > 0, torch.expm1(growth) / growth.clamp_min(1e-30), 1)
 
-    def log_returns(self, variance, n_past, dt, generators):
+    def log_returns(self, variance: Tensor, n_past: int, dt: float, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor | None]:
         "Fill `variance`, (M, n_past+n_steps+1, n_paths), and return the log-returns between its rows, and no jumps."
         draws = normals((2, variance.shape[1] - 1, variance.shape[2]), generators, variance.dtype, variance.device)
         noise = draws[:, 0].mul_(math.sqrt(dt))
@@ -446,7 +446,7 @@ class Jumps(Market):
         "The base's average variance plus what the jumps add: intensity (mean² + sd²)."
         return self.base.expected_variance(variance, tau) + self.intensity * (self.mean**2 + self.sd**2)
 
-    def log_returns(self, variance, n_past, dt, generators):
+    def log_returns(self, variance: Tensor, n_past: int, dt: float, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor | None]:
         "Fill `variance` as the base does; return log-returns with jumps, and each step's sum of squared log-jumps."
         returns, squares = self.base.log_returns(variance, n_past, dt, generators)
         squares = torch.zeros_like(returns) if squares is None else squares
@@ -478,7 +478,7 @@ class Momentum(Market):
         "The base's: a quote that has not noticed."
         return self.base.expected_variance(variance, tau)
 
-    def log_returns(self, variance, n_past, dt, generators):
+    def log_returns(self, variance: Tensor, n_past: int, dt: float, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor | None]:
         "Fill `variance` as the base does; return log-returns that remember the day before."
         returns, jumps = self.base.log_returns(variance, n_past, dt, generators)
         if self.phi:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from .config import Config, judged_environments, read_folder
-from .environments import ENVIRONMENTS, Environment, nameable_environments
+from .config import Config, judged_environments, known_environments, load_plugins, read_folder
+from .environments import ENVIRONMENTS, Environment
 from .evaluation import PROBES, Judgement, Probe, judge
 from .history import project
 from .objectives import METHODS
@@ -54,8 +54,13 @@ def _read_protocols(name, value):
     return ",".join(protocols)
 
 
+def _read_again(name, value):
+    "What was read before all else."
+    return value
+
+
 READERS = dict(runs=read_folder, out=read_folder, methods=_read_some, seeds=_read_seeds, environments=_read_some, hash8=_read_protocols,
-               device=read_device, probes=_read_some, probed=_read_some)
+               device=read_device, probes=_read_some, probed=_read_some, plugins=_read_again)
 
 # %% ../nbs/19_panel.ipynb #19c00012
 def _is_oracle(asked: Mapping) -> bool:
@@ -72,6 +77,8 @@ def _found(panel) -> dict[str, list[Checkpoints]]:
         if panel.hash8 and record.folder.name[-8:] not in panel.hash8.split(","):
             continue
         asked = record.config  # as it was written: nothing is looked up for a run that is not looked at
+        if asked["policy"] == panel.policy:
+            load_plugins(asked.get("plugins", ""))
         name = "oracle" if _is_oracle(asked) else asked["method"]
         seeing = read_claim("realized_vol", asked["realized_vol"])
         wanted = name == "oracle" or panel.methods == "all" or name in panel.method_names
@@ -98,6 +105,7 @@ def _facts(record: Checkpoints) -> dict:
     """Return all that must be alike in runs that stand in one table: everything but method, seed and penalty weight."""
     facts = asdict(_checked(record))
     contents = facts.pop("contents")
+    facts.pop("plugins")  # wherever they lie: their text is among the contents
     facts |= {name: found for name, found in contents.items() if not name.startswith("method ")}
     facts |= {"commit": ", ".join(record.commits), "selection rule": record.manifest()["rule"]}
     return {name: value for name, value in facts.items() if name not in ("method", "seed", "penalty_weight")}
@@ -182,8 +190,10 @@ class Panel:
     n_paths: int = 10_000  # of each simulated environment
     device: str = "cpu"  # cpu | cuda | cuda:N
     out: str | None = None  # folder of the results; <runs>/<experiment>/band-blind, or the like, if left out
+    plugins: str = ""  # files or modules with parts of one's own, comma-separated; those of the runs are known by their records
 
     def __post_init__(self):
+        object.__setattr__(self, "plugins", load_plugins(self.plugins))
         read_fields(self, {"n_paths": (2, 10**8)}, {"n_paths": 100_000}, **READERS)
         one_of("policy", self.policy, POLICIES)
         for name in self.method_names:
@@ -241,7 +251,7 @@ class Panel:
         """Return environments by comma-separated names, or all in which the runs were judged."""
         if environments == "all":
             return judged_environments(self.config)
-        known = nameable_environments(self.config.history, self.config.cost)
+        known = known_environments(self.config)
         return {name: known[one_of("environment", name, known)] for name in environments.split(",")}
 
     @property

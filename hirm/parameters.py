@@ -4,17 +4,20 @@
 
 # %% auto #0
 __all__ = ['CLAIMS', 'read_claim', 'read_number', 'read_whole', 'read_text', 'read_names', 'one_of', 'read_device', 'read_fields',
-           'fingerprint']
+           'fingerprint', 'load_plugin', 'registered_by_others']
 
 # %% ../nbs/00_parameters.ipynb #00a00003
+import ast
 import dis
 import difflib
 import hashlib
+import importlib.util
 import math
 import re
 import sys
 import sysconfig
-from collections.abc import Iterable, Mapping
+import traceback
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cached_property
 from pathlib import Path
@@ -290,3 +293,85 @@ def _code(code, within):
     constants = [constant for constant in code.co_consts if not isinstance(constant, str) or code.co_consts[0] is not constant]
     names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
     return code.co_code.hex(), _contents(constants, within), names
+
+# %% ../nbs/00_parameters.ipynb #plg00002
+_LOADED: dict[str, tuple[str, dict[str, set[str]]]] = {}  # plugin -> fingerprint of its text; names that it registered, by kind
+
+
+def load_plugin(
+    file: Path,  # the plugin
+    registries: Mapping[str, tuple[dict, Callable]],  # kind -> registry, and a check of one entry: (name, entry) -> None, or a ValueError
+    run: Callable[[Path], object] | None = None,  # what executes the file; left out, Python does
+) -> str:  # fingerprint of its text
+    "Run a file of one's own that adds to registries. Raises ValueError for one that fails, gives a name twice, or adds what does not belong there."
+    found = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    if _LOADED.get(file.stem, ("",))[0] == found:
+        return found
+    for kind, names in _LOADED.pop(file.stem, ("", {}))[1].items():  # an earlier text under this name
+        for name in names:
+            registries[kind][0].pop(name, None)
+    before = {kind: dict(registry) for kind, (registry, _) in registries.items()}
+    try:
+        (run or _run)(file)
+        _check_registered(file, registries, before)
+    except Exception as error:
+        for kind, (registry, _) in registries.items():
+            registry.clear()
+            registry.update(before[kind])
+        if isinstance(error, _Refused):
+            raise ValueError(str(error)) from error.__cause__
+        where = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+        line = getattr(error, "lineno", None) or (where[-1] if where else "?")
+        raise ValueError(f"plugin {file.name} must run without an error, got {type(error).__name__} in line {line}: {error}; mend it there") from error
+    own = {kind: set(registry) - set(before[kind]) for kind, (registry, _) in registries.items()}
+    _LOADED[file.stem] = found, own
+    return found
+
+
+def registered_by_others(
+    kind: str,  # of the registry
+    plugins: Iterable[str],  # names of the plugins whose parts are wanted
+) -> set[str]:
+    "Names in a registry that belong to plugins that were loaded for another question."
+    plugins = set(plugins)
+    return {name for plugin, (_, own) in _LOADED.items() if plugin not in plugins for name in own.get(kind, ())}
+
+
+class _Refused(ValueError):
+    "What a plugin registered cannot stand."
+
+
+def _run(file):
+    "Execute a Python file as a module of its own."
+    text = file.read_text(encoding="utf-8")
+    _check_doubles(file, ast.parse(text, str(file)))
+    name = f"plugin_{re.sub(r'[^0-9a-zA-Z_]', '_', file.stem)}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # by which a class finds the code that it stands in
+    exec(compile(text, str(file), "exec"), vars(module))
+
+
+def _check_doubles(file, tree):
+    "Refuse a file that gives one name of one registry twice."
+    given = set()
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Subscript):
+            continue
+        key = ast.unparse(node.targets[0])
+        if isinstance(node.targets[0].slice, ast.Constant) and key.split("[")[0].isupper() and key in given:
+            raise _Refused(f"plugin {file.name} must register each name once, got {key} twice, again in line {node.lineno}; drop one of them")
+        given.add(key)
+
+
+def _check_registered(file, registries, before):
+    "Refuse names that were taken, and entries of the wrong kind."
+    for kind, (registry, check) in registries.items():
+        for name, old in before[kind].items():
+            if registry.get(name) is not old:
+                raise _Refused(f"plugin {file.name} must leave what is there, got another {kind} {name!r}; register yours by another name")
+        for name in set(registry) - set(before[kind]):
+            try:
+                check(name, registry[name])
+            except ValueError as error:
+                raise _Refused(f"plugin {file.name}, {kind} {name!r}: {error}") from error

@@ -27,7 +27,9 @@ from .history import project
 
 # %% ../nbs/14_runs.ipynb #64b3764c
 LOCAL = ("runs", "name", "device", "n_seeds", "again", "wandb")  # where, on what and how many at once: never what is asked
-LATER: dict = {"draw": None, "clip_features": None, "attack_radius": 0.0}  # parameters that joined later, and the value that stands for what was done before
+LATER: dict = {  # parameters that joined later, and the value that stands for what was done before
+    "draw": None, "clip_features": None, "attack_radius": 0.0,
+    "payoff": "call", "strike": 1.0, "upper_strike": None, "n_steps": 60, "instruments": "spot", "plugins": ""}
 
 # %% ../nbs/14_runs.ipynb #f43292a5
 def _plain(value):
@@ -41,7 +43,7 @@ def config_hash(
     config: dict,  # resolved parameters: text, numbers, booleans, None, and lists of these
 ) -> str:  # eight hexadecimal digits, the same in every process
     "Names the protocol: every field of `config` that can change a result, other than method and seed."
-    asked = {k: v for k, v in config.items() if k not in (*LOCAL, "method", "seed", "history")}  # a file is known by its digest
+    asked = {k: v for k, v in config.items() if k not in (*LOCAL, "method", "seed", "history", "plugins")}  # a file is known by its digest
     asked = {k: v for k, v in asked.items() if k not in LATER or v != LATER[k]}  # earlier runs keep their names
     text = json.dumps(_plain(asked), sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
@@ -550,15 +552,17 @@ def asked_in_the_same_words(
     config: dict,  # resolved parameters of its member
 ) -> dict[str, list[str]]:  # name of an earlier run -> what has become another since
     "Earlier runs whose every word was the same, and whose names stood for something else."
-    words = {k: v for k, v in config.items() if k not in (*LOCAL, "contents")}
+    def in_words(given):
+        return {k: v for k, v in given.items() if k not in (*LOCAL, "contents") and (k not in LATER or v != LATER[k])}
+
+    words = in_words(config)
     earlier = {}
     for path in run.folder.parent.glob(f"{config['method']}-s{config['seed']}-????????/config.yaml"):
         try: kept = Record(path.parent).config
         except ValueError: continue  # readers say what is wrong with it
         meant = kept.pop("contents", None) or {}
         changed = [name for name, now in config["contents"].items() if meant.get(name) not in (None, now)]
-        asked = {k: v for k, v in kept.items() if k not in LOCAL}
-        if changed and asked == words:
+        if changed and in_words(kept) == words:
             earlier[path.parent.name] = changed
     return earlier
 

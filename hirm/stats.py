@@ -6,7 +6,7 @@
 __all__ = ['MIN_SEEDS', 'NOTHING', 'CRITERIA', 'PERMUTED', 'CONTROLS', 'PLANTED', 'pair', 'log_ratio', 'iqm',
            'probability_of_improvement', 'Claim', 'within', 'sign_flip', 'holm', 'pnl_difference', 'Criteria',
            'degradation', 'verdict', 'apart', 'compare', 'block_interval', 'interval', 'label_effect',
-           'group_log_ratio', 'dose_slope', 'regret', 'Planted', 'planted_verdict']
+           'group_log_ratio', 'side_by_side', 'dose_slope', 'regret', 'Planted', 'planted_verdict']
 
 # %% ../nbs/11_stats.ipynb #298e391f
 from collections.abc import Collection, Iterator, Sequence
@@ -402,6 +402,35 @@ def group_log_ratio(
             raise ValueError(f"{baseline} must have every seed of a group, got none of {lacking} in {environment}; run them, or name another size than {size}")
         logs[first] = np.log(risk / alone.loc[list(seeds)].mean())
     return pd.Series(logs, name=method)
+
+# %% ../nbs/11_stats.ipynb #grp00005
+def side_by_side(
+    members: pd.DataFrame,  # tidy results of single members: method, seed, environment and the metric
+    groups: pd.DataFrame,   # tidy results of groups as one hedger, with `hedger`, the way in which each is put together
+    environment: str,       # where all were judged
+    methods: Sequence[str], # in the order of the table
+    *,
+    size: int,              # seeds in a group
+    metric: str = "cvar95",
+    baseline: str = "erm",
+    alpha: float = 0.025,
+) -> pd.DataFrame:          # index method and hedger ("member" or as in groups): ratio, low, high (NaN below three), n, level
+    """Compare members and groups with the baseline's members of the same seeds, by Student's intervals on the log."""
+    here = members[members["environment"] == environment]
+    logs = {}
+    for method in methods:
+        own, plain = (here[here["method"] == name].set_index("seed")[metric] for name in (method, baseline))
+        if lacking := sorted(set(own.index) - set(plain.index)):
+            raise ValueError(f"{baseline} lacks seed(s) {lacking} in {environment} which {method} has; run them: pairs are never dropped")
+        logs[method, "member"] = np.log(own / plain.loc[own.index]), own.mean()
+        for hedger, rows in groups[groups["method"] == method].groupby("hedger", sort=False):
+            together = group_log_ratio(members, rows, method, baseline, environment, size=size, metric=metric)
+            logs[method, hedger] = together, rows[rows["environment"] == environment][metric].mean()
+    found = {}
+    for key, (values, level) in logs.items():
+        _, low, high, *_ = within(values, alpha=alpha) if len(values) >= MIN_SEEDS else NOTHING
+        found[key] = dict(ratio=np.exp(values.mean()), low=np.exp(low), high=np.exp(high), n=len(values), level=level)
+    return pd.DataFrame.from_dict(found, orient="index").rename_axis(["method", "hedger"])
 
 # %% ../nbs/11_stats.ipynb #3e72cd6f
 def dose_slope(

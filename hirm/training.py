@@ -21,14 +21,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .batches import batches, policy_loss, risk_unit, shaken
-from .config import Config, training_environments
-from .environments import common_episodes, nameable_environments, stream
+from .config import Config, known_environments, plugin_files, training_environments
+from .environments import common_episodes, stream
 from .features import Scaler, features
 from .hedging import Episode, hedge
-from .objectives import Method, Sample, Schedule, find_method, halves
-from .policies import POLICIES, Delta, NoHedge
+from .objectives import HEADS, NEEDS, Method, Sample, Schedule, find_method, halves
+from .policies import POLICIES, NoHedge
 from .risk import CVaR, Entropic
-from .runs import Run, asked_in_the_same_words, check_writable
+from .runs import Run, asked_in_the_same_words, atomic_write, check_writable
 
 # %% ../nbs/17_training.ipynb #trn00002
 def initial_policy(
@@ -37,7 +37,7 @@ def initial_policy(
 ) -> nn.Module:  # a policy with len(seeds) members, on the config's device
     "An untrained policy; a member's weights depend on its seed alone."
     generators = [stream(seed, "weights") for seed in seeds]
-    policy = POLICIES[config.policy](generators, config.columns, config.width).to(config.device)
+    policy = POLICIES[config.policy](generators, config.columns, config.width, config.n_instruments).to(config.device)
     if config.clip_features is not None:
         policy.limit()  # those of the training environments come with the scaler, or with the weights
     return policy
@@ -64,19 +64,17 @@ def sample_losses(
     "Hedge a batch and lay out what the objective looks at."
     needs = method.needs if penalized else ()
     n_environments, n_halves, half = episode.payoff.shape[1:]
-    head = scale = anchor = None
+    head = None
     if "head" in needs:
         head = policy.head_copies(n_environments, n_halves)
     elif "path_head" in needs:
         head = policy.head_copies(n_environments, n_halves * half)
-    ledger = hedge(policy, episode, head=head)
+    options = {} if head is None else {"head": head}
+    ledger = hedge(policy, episode, **options)
     unit = path_units(units, episode)
-    if "scale" in needs:
-        scale = ledger.scale_gradient().flatten(2) / unit
-    if "anchor" in needs:
-        away = ledger.positions - Delta()(episode)
-        anchor = away.square().flatten(2).mean(-1)
-    return Sample(ledger.loss.flatten(2) / unit, risk, scale, head, anchor, episode.drawn, len(units))
+    measured = {name: NEEDS[name](ledger, unit) for name in needs if name not in HEADS}
+    scale, anchor = measured.pop("scale", None), measured.pop("anchor", None)
+    return Sample(ledger.loss.flatten(2) / unit, risk, scale, head, anchor, episode.drawn, len(units), measured)
 
 # %% ../nbs/17_training.ipynb #trn00008
 def clip_members(
@@ -461,9 +459,20 @@ def _train_waiting(config, runs, again):
     members = []
     for (member, run), start in zip(waiting, starts):
         run.start(asdict(member), _command(config), config.device)
+        _keep_plugins(config, run)
         members.append(Standing.of(member, run, start))
     for start in sorted({member.step for member in members}):
         _train_together(config, [member for member in members if member.step == start])
+
+
+def _keep_plugins(config, run):
+    "A copy of each plugin beside the record that depends on it."
+    files = plugin_files(config.plugins)
+    if files:
+        folder = run.folder / "plugins"
+        folder.mkdir(exist_ok=True)
+        for file in files:
+            atomic_write(folder / file.name, file.read_bytes())
 
 
 def _say_what_changed(waiting):
@@ -511,7 +520,7 @@ def _train_together(config, members):
     learner = Learner(config, [member.config for member in members])
     if start:
         learner.load([member.kept for member in members])
-    validated = nameable_environments(config.history, config.cost)[config.validate_on]
+    validated = known_environments(config)[config.validate_on]
     judged = list(common_episodes(validated, config.n_validation, "validation", device=config.device))
     episodes = batches(learner.environments, learner.seeds, config, start)
     log_every, spent = max(1, config.updates // 100), 0.0
@@ -637,9 +646,9 @@ def load_policy(
         raise ValueError(f"runs to be loaded must have been trained to their end, got diverged {', '.join(lost)}; "
                          "leave them out and report them")
     configs = [Config(**run.config) for run in runs]
-    kinds = {(c.policy, c.columns, c.width) for c in configs}
+    kinds = {(c.policy, c.columns, c.width, c.traded) for c in configs}
     if len(kinds) > 1:
-        raise ValueError(f"runs to be loaded together must share policy, features and width, got {sorted(map(str, kinds))}; "
+        raise ValueError(f"runs to be loaded together must share policy, features, width and instruments, got {sorted(map(str, kinds))}; "
                          "load them one kind at a time")
     policy = initial_policy(configs[0], [c.seed for c in configs]).to(device)
     kept = [run.best(device)[0] for run in runs]

@@ -112,8 +112,8 @@ def test_a_whole_number_in_every_spelling(value, means):
 
 
 MEANT = {  # fields for which a value below is a good one
-    "false way": ("runs",), "nan": ("runs",), "inf": ("runs",), "1,5": ("runs", "penalty_weight"), 1e300: ("penalty_weight",), "": ("extra_features",),
-    1.5: ("penalty_weight", "cost", "smoothing", "aversion", "clip"),
+    "false way": ("runs",), "nan": ("runs",), "inf": ("runs",), "1,5": ("runs", "penalty_weight"), 1e300: ("penalty_weight",), "": ("extra_features", "plugins"),
+    1.5: ("penalty_weight", "cost", "strike", "smoothing", "aversion", "clip"),
 }
 
 
@@ -281,12 +281,17 @@ class Plain:
 
 @pytest.mark.parametrize("change", [
     dict(market=GBM(0.3)), dict(friction=Proportional(3e-4)), dict(friction=Wide()), dict(n_steps=30), dict(dt=1 / 365), dict(instruments=("spot", "variance_swap")), dict(role="test"),
-    dict(call=replace(ENVIRONMENTS["low"].call, strike=1.1)),
+    dict(liability=replace(ENVIRONMENTS["low"].liability, strike=1.1)),
 ], ids=lambda change: next(iter(change)))
 def test_an_environment_of_the_same_name_is_another_question(change, monkeypatch):
-    before = name()
-    monkeypatch.setitem(ENVIRONMENTS, "low", replace(ENVIRONMENTS["low"], **change))
-    assert name() != before
+    before, changed = name(), replace(ENVIRONMENTS["low"], **change)
+    assert fingerprint(changed) != fingerprint(ENVIRONMENTS["low"])
+    monkeypatch.setitem(ENVIRONMENTS, "low", changed)
+    if set(change) & {"n_steps", "dt", "instruments", "liability"}:  # which all environments of a run have in common
+        with pytest.raises(ValueError, match=f"environments of one run must (share {next(iter(change))}|trade the same instruments), got .*; "):
+            name()
+    else:
+        assert name() != before
 
 
 @pytest.mark.parametrize("environment, how", [("high", "validated"), ("crisis_broken", "judged"), ("gfc", "judged"), ("history_low", "trained")])

@@ -282,7 +282,7 @@ def test_the_jump_to_a_point_is_not_taken_for_volatility():
 
 def test_a_point_has_the_delta_of_its_formula():
     frame = resting_band({"delta": Delta()}, moneyness=(1.05,), days=(10,), vols=(0.18,))
-    expected = CRISIS.call.delta(torch.tensor(1.05).double(), 10 / 252, 0.18).item()
+    expected = CRISIS.liability.delta(torch.tensor(1.05).double(), 10 / 252, 0.18).item()
     assert frame["delta"].item() == pytest.approx(expected, abs=1e-6)
 
 

@@ -171,7 +171,7 @@ def test_prices_need_their_axis_of_instruments():
 
 
 @pytest.mark.parametrize("change, words", [
-    (dict(dt=1 / 365), "share dt"), (dict(n_steps=30), "share n_steps, got 60, 30"), (dict(call=EuropeanCall(1.1)), "share call"),
+    (dict(dt=1 / 365), "share dt"), (dict(n_steps=30), "share n_steps, got 60, 30"), (dict(liability=EuropeanCall(1.1)), "share liability"),
     (dict(instruments=("spot", "variance_swap")), "share n_instruments, got 1, 2"),
 ])
 def test_a_batch_has_one_clock_one_liability_and_one_set_of_instruments(change, words):

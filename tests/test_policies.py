@@ -54,7 +54,7 @@ def test_no_position_sees_the_future(name):
 
 def test_expired_delta_is_zero_half_or_one():
     spot = torch.tensor([0.9, 1.0, 1.1])
-    assert episode().call.delta(spot, 0.0, 0.2).tolist() == [0.0, 0.5, 1.0]
+    assert episode().liability.delta(spot, 0.0, 0.2).tolist() == [0.0, 0.5, 1.0]
 
 
 @pytest.mark.parametrize("kind", POLICIES)

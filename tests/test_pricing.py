@@ -508,11 +508,7 @@ def test_momentum_is_not_noticed_however_deep_it_sits(market, quoted):
     assert variance_swap_rate(market, QUARTER) == variance_swap_rate(quoted, QUARTER)
 
 
-def test_markets_without_a_formula_are_refused():
-    jumpy = Jumps(GBM(0.2), 1, 0.0, 0.1)
-    for market in (Jumps(SABR_CALM, 1, 0.0, 0.1), Jumps(Momentum(SABR_CALM, 0.1), 1, 0.0, 0.1), Jumps(jumpy, 1, 0.0, 0.1), "heston"):
-        with pytest.raises(TypeError, match="market must be .*; price it by Monte Carlo"):
-            premium(market, EuropeanCall(), QUARTER)
+def test_history_has_no_rate_of_its_own():
     with pytest.raises(TypeError, match="market must be .*; recorded windows carry"):
         variance_swap_rate(Windows(), QUARTER)
 

@@ -14,7 +14,7 @@ import scipy.stats as st
 
 from hirm.campaign import PENALTIES
 from hirm.stats import (CONTROLS, CRITERIA, PLANTED, apart, block_interval, compare, Criteria, degradation, dose_slope, group_log_ratio, holm,
-                        iqm, label_effect, log_ratio, pair, Planted, planted_verdict, pnl_difference, probability_of_improvement,
+                        iqm, side_by_side, label_effect, log_ratio, pair, Planted, planted_verdict, pnl_difference, probability_of_improvement,
                         regret, sign_flip, verdict, within)
 
 ONE = replace(CRITERIA, methods=("irm",), ties=(), beats=())
@@ -478,3 +478,17 @@ def test_a_group_is_compared_with_the_single_members_of_its_own_seeds():
     assert ratios.to_dict() == pytest.approx({0: 1.0, 2: 2.0})
     with pytest.raises(ValueError, match=r"erm must have every seed of a group, got none of \[4\]"):
         group_log_ratio(members, groups, "blind", "erm", "crisis", size=3)
+
+
+def test_side_by_side_members_and_groups_stand_against_the_baseline_of_their_own_seeds():
+    members = pd.DataFrame([dict(method=method, seed=seed, environment="crisis", cvar95=times * (1.0 + seed)) for seed in range(6) for method, times in (("erm", 1.0), ("blind", 0.8))])
+    members = members[(members["method"] == "erm") | (members["seed"] < 4)]
+    groups = pd.DataFrame([dict(method="blind", hedger="ensemble", seed=first, environment="crisis", cvar95=0.5 * (first + 1.5)) for first in (0, 2, 4)])
+    table = side_by_side(members, groups, "crisis", ["erm", "blind"], size=2)
+    assert table.loc[("blind", "member"), "ratio"] == pytest.approx(0.8) and table.loc[("blind", "member"), "n"] == 4
+    assert table.loc[("blind", "ensemble"), ["ratio", "low", "high"]].tolist() == pytest.approx([0.5, 0.5, 0.5])
+    assert table.loc[("erm", "member"), "ratio"] == 1
+    two = side_by_side(members, groups[groups["seed"] < 4], "crisis", ["blind"], size=2)
+    assert np.isnan(two.loc[("blind", "ensemble"), "low"])
+    with pytest.raises(ValueError, match=r"erm lacks seed\(s\) \[7\] in crisis which blind has"):
+        side_by_side(members.assign(seed=members["seed"].mask(members["method"] == "blind", 7)), groups, "crisis", ["blind"], size=2)

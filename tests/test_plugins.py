@@ -1,0 +1,266 @@
+"""Parts of one's own, from outside the project: the page's own examples through papermill, and every way in which a plugin can be wrong."""
+import json
+import os
+import re
+import shlex
+from dataclasses import asdict, replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from conftest import ROOT
+from hirm import parameters
+from hirm.config import REGISTRIES, Config, judged_environments, known_environments, training_environments
+from hirm.environments import ENVIRONMENTS, read_environments
+from hirm.history import Windows
+from hirm.panel import Panel
+from hirm.policies import Learnable
+from hirm.pricing import EuropeanCall, premium, simulated_premium
+from hirm.runs import Record, Run, config_hash
+from hirm.training import train
+
+PAGE = (ROOT / "book" / "plugins.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+SMOKE = dict(scale="smoke", n_seeds=2, n_evaluation=400, n_validation=400)
+ASKED = dict(environments="own_calm,own_brisk,tulips_calm", validate_on="own_check", method="calm_hands", policy="share", extra_features="drawdown", payoff="butterfly")
+
+
+def words(parameters):
+    "Parameters as papermill takes them."
+    return [word for name, value in parameters.items() for word in ("-p", name, str(value))]
+
+
+def write_parts(folder):
+    "The page's examples as two files, and the prices that one of them reads."
+    (folder / "my_parts.py").write_text("\n".join(BLOCKS))
+    (folder / "my_crashes.yaml").write_text(re.search(r"```yaml\n(.*?)```", PAGE, re.DOTALL)[1])
+    days = pd.bdate_range("2000-01-03", periods=1600)
+    moves = np.random.default_rng(0).normal(0, 0.01, len(days))
+    pd.DataFrame({"date": days.strftime("%Y-%m-%d"), "close": 100 * np.exp(moves.cumsum())}).to_csv(folder / "tulips.csv", index=False)
+    return f"{folder / 'my_parts.py'},{folder / 'my_crashes.yaml'}"
+
+
+@pytest.fixture
+def registries():
+    "The registries as they are without anybody's parts, before and after."
+    before = {kind: dict(registry) for kind, (registry, _) in REGISTRIES.items()}
+    parameters._LOADED.clear()
+    yield REGISTRIES
+    parameters._LOADED.clear()
+    for kind, (registry, _) in REGISTRIES.items():
+        registry.clear()
+        registry.update(before[kind])
+
+
+@pytest.fixture
+def load(registries, tmp_path):
+    "Writes a plugin and asks a small question with it."
+    def ask(text, name="mine.py", **asked):
+        (tmp_path / name).write_text(text)
+        return Config(**dict(method="erm", scale="smoke", environments="low,medium", plugins=str(tmp_path / name)) | asked)
+    return ask
+
+
+def test_each_part_of_the_page_is_ten_lines_or_fewer():
+    assert len(BLOCKS) == 8
+    for block in BLOCKS:
+        lines = [line for line in block.splitlines() if line.strip() and not line.startswith(("import ", "from "))]
+        assert len(lines) <= 11, block  # a decorator is no line of thought
+
+
+@pytest.fixture(scope="module")
+def trained(tool, tmp_path_factory):
+    "A folder outside the project: the parts, and the runs of a training that names them all."
+    folder = tmp_path_factory.mktemp("outside")
+    plugins = write_parts(folder)
+    done = tool("papermill", "nbs/train.ipynb", *words({"runs": folder / "runs", "plugins": plugins, **SMOKE, **ASKED}))
+    assert done.returncode == 0, done.stdout[-4000:]
+    return folder
+
+
+def test_every_part_is_trained_with_and_judged(trained):
+    records = [Record(path) for path in sorted((trained / "runs").glob("calm_hands-s*"))]
+    assert len(records) == 2 and all(record.done for record in records)
+    judged = records[0].final_metrics["metrics"]
+    assert set(judged) == {"own_calm", "own_brisk", "tulips_calm", "own_check", "own_storm", "tulips_crash"}
+    asked = records[0].config
+    assert {"plugin my_parts", "plugin my_crashes", "need turnover", "environment own_storm", "column drawdown", "policy share"} <= set(asked["contents"])
+    for record in records:
+        for name in ("my_parts.py", "my_crashes.yaml"):
+            assert (record.folder / "plugins" / name).read_bytes() == (trained / name).read_bytes()
+    log = records[0].metrics()
+    assert log["penalty"].iloc[-1] > 0  # turnover, weighed
+
+
+def test_the_records_own_command_runs_the_plugin_again(trained, tool, tmp_path):
+    first = Record(sorted((trained / "runs").glob("calm_hands-s0-*"))[0])
+    command = shlex.split(first.metadata["command"])
+    assert command[:4] == ["papermill", "nbs/train.ipynb", "-f", "config.yaml"]
+    done = tool("papermill", "nbs/train.ipynb", str(tmp_path / "out.ipynb"), "-f", str(first.folder / "config.yaml"), *command[4:], "-p", "runs", str(tmp_path / "again"))
+    assert done.returncode == 0, done.stdout[-4000:]
+    again = Record(tmp_path / "again" / first.folder.name)
+    assert (again.folder / "metrics.jsonl").read_bytes() == (first.folder / "metrics.jsonl").read_bytes()
+    assert again.final_metrics == first.final_metrics
+
+
+@pytest.mark.parametrize("page, asked", [("evaluate", dict(n_paths=400, probes="cost × 1.5", probed="own_storm")), ("diagnose", dict(n_paths=200, environments="own_calm,own_storm"))])
+def test_finished_runs_with_parts_of_ones_own_are_looked_at(trained, tool, tmp_path, page, asked):
+    plugins = f"{trained / 'my_parts.py'},{trained / 'my_crashes.yaml'}"
+    done = tool("papermill", f"nbs/{page}.ipynb", str(tmp_path / "out.ipynb"), *words({"runs": trained / "runs", "policy": "share", "plugins": plugins, "out": tmp_path / "out", **asked}))
+    assert done.returncode == 0, done.stdout[-4000:]
+    looked = pd.read_csv(next((tmp_path / "out").glob("[me]*s.csv")))
+    assert "calm_hands" in set(looked["method"]) and "own_storm" in set(looked["environment"])
+
+
+def test_a_plugin_that_changed_is_refused(trained, registries, tmp_path):
+    record = Record(sorted((trained / "runs").glob("calm_hands-s0-*"))[0])
+    asked = record.config
+    assert Config(**asked).method == "calm_hands"
+    text = (trained / "my_parts.py").read_text()
+    try:
+        (trained / "my_parts.py").write_text(text + "\n# another line\n")
+        with pytest.raises(ValueError, match="^plugin my_parts must be what it was when this run was made, got another .*keeps a copy in plugins/"):
+            Config(**asked)
+    finally:
+        (trained / "my_parts.py").write_text(text)
+    copies = ",".join(str(record.folder / "plugins" / name) for name in ("my_parts.py",))
+    moved = Config(**asked | dict(plugins=f"{copies},{trained / 'my_crashes.yaml'}"))  # the same text from elsewhere is the same question
+    assert Run.of("runs", asdict(moved)).folder.name == record.folder.name
+    (trained / "my_parts.py").rename(tmp_path / "hidden.py")
+    try:
+        with pytest.raises(FileNotFoundError, match="plugins must be files or modules, got .*my_parts.py', where no file is; check the path"):
+            Config(**asked)
+    finally:
+        (tmp_path / "hidden.py").rename(trained / "my_parts.py")
+
+
+def test_a_policy_of_ones_own_learns(registries, tmp_path):
+    plugins = write_parts(tmp_path)
+    asked = Config(plugins=plugins, method="erm", policy="share", environments="own_calm,own_brisk", validate_on="own_check", scale="smoke", n_validation=2000, n_evaluation=200,
+                   updates=80, pretrain=0, ramp=0, validate_every=40, learning_rate=0.02, runs=str(tmp_path / "runs"), n_seeds=2)
+    runs = train(asked)
+    shares = [run.best()[0]["share"].item() for run in runs]
+    assert all(0.85 < share < 1.05 for share in shares), shares  # from a half to nearly the whole delta
+    log = runs[0].metrics()
+    assert log["validation.own_check"].dropna().iloc[-1] < 0.8 * log["risk.own_brisk"].iloc[0] * 1.5
+
+
+def test_a_method_that_differentiates_a_head_says_that_there_is_none(registries, tmp_path):
+    asked = Config(plugins=write_parts(tmp_path), method="hirm", policy="share", environments="own_calm,own_brisk", validate_on="own_check", scale="smoke", runs=str(tmp_path / "runs"))
+    with pytest.raises(ValueError, match="this method differentiates a shared head, got Share, which has none; train erm"):
+        train(asked)
+
+
+@pytest.mark.parametrize("text, message", [
+    ("1 / 0", "plugin mine.py must run without an error, got ZeroDivisionError in line 1: division by zero; mend it there"),
+    ("x = (", "plugin mine.py must run without an error, got SyntaxError in line 1"),
+    ("from hirm.environments import ENVIRONMENTS\nENVIRONMENTS['low'] = ENVIRONMENTS['high']", "must leave what is there, got another environment 'low'; register yours"),
+    ("from hirm.objectives import METHODS, Method, erm\nMETHODS['a'] = Method('a', erm)\nMETHODS['a'] = Method('a', erm, weight=1.0)", r"must register each name once, got METHODS\['a'\] twice, again in line 3"),
+    ("from hirm.environments import ENVIRONMENTS\nfrom hirm.markets import GBM\nENVIRONMENTS['mine'] = GBM(0.2)", "environment 'mine': must be an instance of Environment, got GBM.*write Environment"),
+    ("from hirm.environments import ENVIRONMENTS, Environment\nENVIRONMENTS['mine'] = Environment('mine', 'test', 'sp500', 0)", "market must have `simulate`, got 'str'; give Heston"),
+    ("from hirm.environments import ENVIRONMENTS\nENVIRONMENTS['mine'] = ENVIRONMENTS['low']", "must be registered by its own name, got 'low'"),
+    ("from hirm.policies import POLICIES, Delta\nPOLICIES['mine'] = Delta()", "policy 'mine': must be a class derived from Learnable"),
+    ("from hirm.features import COLUMNS\nCOLUMNS['mine'] = abs", "column 'mine': must be an instance of Column, got"),
+    ("from hirm.pricing import PAYOFFS\nPAYOFFS['mine'] = 3", "payoff 'mine': must be a class derived from Liability, got 3"),
+])
+def test_a_plugin_that_is_wrong_is_refused_and_leaves_nothing(load, registries, text, message):
+    before = {kind: dict(registry) for kind, (registry, _) in registries.items()}
+    with pytest.raises(ValueError, match=message):
+        load(text)
+    assert {kind: dict(registry) for kind, (registry, _) in registries.items()} == before
+
+
+@pytest.mark.parametrize("plugins, message", [
+    ("nowhere.py", "plugins must be files or modules, got 'nowhere.py', where no file is; check the path"), ("no_such_module", "which is no module that can be imported; for a file write no_such_module.py"),
+    ("a.py,", "plugins must be names with commas between them"),
+])
+def test_a_plugin_that_is_not_there_is_refused(registries, plugins, message):
+    with pytest.raises((FileNotFoundError, ValueError), match=message):
+        Config(plugins=plugins)
+
+
+def test_two_plugins_do_not_share_a_name(load, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.py").write_text("")
+    with pytest.raises(ValueError, match="plugins must have names of their own, got mine twice; rename"):
+        load("", plugins=f"{tmp_path / 'mine.py'},{tmp_path / 'other' / 'mine.py'}")
+
+
+def test_a_need_that_nobody_meets_is_refused(load):
+    with pytest.raises(ValueError, match="unknown need of method mine 'sky'"):
+        load("from hirm.objectives import METHODS, Method, erm\nMETHODS['mine'] = Method('mine', erm, needs=('sky',))", method="mine")
+
+
+OWN = "from dataclasses import replace\nfrom hirm.environments import ENVIRONMENTS\nENVIRONMENTS['mine'] = replace(ENVIRONMENTS['crisis'], name='mine'{})"
+
+
+def test_a_plugin_is_part_of_the_question_and_another_text_takes_its_place(load):
+    plain = config_hash(asdict(Config(method="erm", scale="smoke", environments="low,medium").members()[0]))
+    first = load(OWN.format(""))
+    second = load(OWN.format(", n_steps=60, source='elsewhere'"))
+    hashes = {plain, *(config_hash(asdict(config.members()[0])) for config in (first, second))}
+    assert len(hashes) == 3 and "mine" in judged_environments(second)
+
+
+def test_who_does_not_name_a_plugin_does_not_meet_its_parts(load):
+    named = load(OWN.format(""))
+    plain = Config(method="erm", scale="smoke", environments="low,medium")
+    assert "mine" in known_environments(named) and "mine" not in known_environments(plain) and "environment mine" not in plain.contents
+
+
+def test_a_module_is_a_plugin_too(registries, tmp_path, monkeypatch):
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package" / "__init__.py").write_text("")
+    (tmp_path / "my_package" / "worlds.py").write_text(OWN.format(""))
+    monkeypatch.syspath_prepend(tmp_path)
+    config = Config(method="erm", scale="smoke", environments="low,medium", plugins="my_package.worlds")
+    assert "mine" in judged_environments(config) and config.plugins == "my_package.worlds" and "plugin worlds" in config.contents
+
+
+def test_a_plugin_is_named_from_the_project_and_found_from_anywhere(registries, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(OWN.format(""))
+    monkeypatch.chdir(tmp_path)
+    config = Config(method="erm", scale="smoke", environments="low,medium", plugins="mine.py")
+    assert config.plugins == os.path.relpath(tmp_path / "mine.py", ROOT)
+    monkeypatch.chdir("/")
+    assert Config(**asdict(config)) == config
+
+
+def test_recorded_environments_of_ones_own(registries, tmp_path):
+    write_parts(tmp_path)
+    read = read_environments(tmp_path / "my_crashes.yaml")
+    crash = read["tulips_crash"]
+    assert set(read) == {"tulips_calm", "tulips_crash"} and isinstance(crash.market, Windows) and crash.friction.rate == 0.002 and crash.role == "test"
+    assert crash.market.dates[0] >= pd.Timestamp("2005-06-01") and not crash.market.centered and read["tulips_calm"].market.centered
+    second = pd.read_csv(tmp_path / "tulips.csv")
+    second["close"] *= np.linspace(1, 2, len(second))
+    second.to_csv(tmp_path / "wheat.csv", index=False)
+    (tmp_path / "two.yaml").write_text("tulips: {file: tulips.csv, role: test, half_spread: 0.001}\nwheat: {file: wheat.csv, role: test, half_spread: 0}\n")
+    two = read_environments(tmp_path / "two.yaml")
+    assert not torch.equal(two["tulips"].market.paths().spot, two["wheat"].market.paths().spot)
+    config = Config(method="erm", scale="smoke", environments="low,medium", plugins=str(tmp_path / "two.yaml"))
+    assert {"tulips", "wheat", "gfc"} <= set(judged_environments(config))
+
+
+@pytest.mark.parametrize("text, message", [
+    ("- a", "must hold environments by name, got list"), ("a: [", "must be YAML, got"), ("a: 3", "environment 'a': must have fields, got 3"),
+    ("a: {file: tulips.csv, role: test}", "half_spread must be given"), ("a: {file: tulips.csv, role: test, half_spread: 10}", "half_spread must be a fraction .* got 10; 10 bp is 0.001"),
+    ("a: {file: wool.csv, role: test, half_spread: 0.001}", "file must be a CSV beside the YAML, got 'wool.csv'"), ("a: {file: tulips.csv, role: tset, half_spread: 0.001}", "role must be train, validate or test"),
+    ("a: {file: tulips.csv, role: test, half_spread: 0.001, begin: 2001-01-01}", "fields are file, .* got 'begin'"), ("low: {file: tulips.csv, role: test, half_spread: 0.001}", "environment 'low' is there already"),
+])
+def test_a_file_of_environments_that_is_wrong_is_refused(load, tmp_path, text, message):
+    write_parts(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        load(text, name="wrong.yaml")
+
+
+def test_the_coin_of_the_page_is_fair_and_its_formula_close(registries, tmp_path):
+    Config(plugins=write_parts(tmp_path), method="erm", scale="smoke", environments="own_calm,own_brisk", validate_on="own_check")
+    market = ENVIRONMENTS["own_brisk"].market
+    spot = market.simulate(50_000, 60, 1 / 252, torch.Generator().manual_seed(0), dtype=torch.float64).spot[0, :, -1]
+    assert abs(spot.mean() - 1) < 4 * spot.std() / 50_000**0.5
+    price, error = simulated_premium(market, EuropeanCall(), 60 / 252)
+    assert abs(price - premium(market, EuropeanCall(), 60 / 252)) < 4 * error + 2e-4
