@@ -450,7 +450,7 @@ def phase1_looks(plan: Plan) -> list[Look]:
     return found
 
 # %% ../nbs/21_campaign.ipynb #ddd78f15
-BASELINES = ("no_hedge", "delta", "whalley_wilmott")
+BASELINES = ("no_hedge", "delta", "whalley_wilmott", "minimum_variance")
 LEFT_OUT = ["member", "probe", "turnover_to_erm", "sharpe", "sortino", "cvar99_se"]  # columns that no page reads
 
 

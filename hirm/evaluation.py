@@ -30,7 +30,7 @@ from .frictions import Proportional
 from .hedging import CHUNK, Episode, Ledger, hedge, join_instruments
 from .history import DAYS_PER_YEAR, N_PAST, N_STEPS, Windows, load_series, project
 from .markets import Jumps, Momentum, Paths
-from .policies import Blend, Cached, Delta, DeltaVega, Ensemble, NoHedge, WhalleyWilmott
+from .policies import Blend, Cached, Delta, DeltaVega, Ensemble, MinimumVarianceDelta, NoHedge, WhalleyWilmott, heston_of
 from .pricing import EuropeanCall, Liability
 from .risk import cvar, cvar_error
 from .runs import atomic_write, published
@@ -92,13 +92,15 @@ def metrics(
     return out | {name: value.double().mean(-1).expand_as(mean) for name, value in averages.items()}
 
 # %% ../nbs/18_evaluation.ipynb #d7c9f60a
-BASELINES = ("no_hedge", "delta", "whalley_wilmott", "delta_vega")  # hedges that nobody trained, and that have no seed
+BASELINES = ("no_hedge", "delta", "whalley_wilmott", "minimum_variance", "delta_vega")  # hedges that nobody trained, and that have no seed
 
 
 def baselines(environment: Environment) -> dict[str, Callable]:  # name -> policy
-    """Return the hedges that no table goes without; where a variance swap trades, one that believes in the environment's own market."""
+    """Return the hedges that no table goes without; where the market is a Heston, or a variance swap trades, one that believes in the environment's own market."""
+    alone = environment.instruments == ("spot",) and heston_of(environment.market) is not None
+    least = {"minimum_variance": MinimumVarianceDelta(environment.market)} if alone else {}
     vega = {"delta_vega": DeltaVega(environment.market)} if "variance_swap" in environment.instruments else {}
-    return {"no_hedge": NoHedge(), "delta": Delta(), "whalley_wilmott": WhalleyWilmott()} | vega
+    return {"no_hedge": NoHedge(), "delta": Delta(), "whalley_wilmott": WhalleyWilmott()} | least | vega
 
 # %% ../nbs/18_evaluation.ipynb #9919808b
 def costlier(

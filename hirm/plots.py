@@ -30,8 +30,8 @@ INK = "#767B82"  # text and axes: the grey with the same contrast, 4.2, on white
 COLOURS = {
     "erm": "#0072B2", "erm_reg": "#1D99E0", "irm": "#D55E00", "hirm": "#C28600", "groupdro": "#009E73", "vrex": "#CB77A6",
     "erm_pool": "#5B7FB8", "hgca": "#B0703C", "wcvar": "#41A186", "iga": "#9467BD", "fishr": "#A19300", "term": "#A8617F", "oracle": "#E0393E",
-    "no_hedge": "#8D9298", "delta": "#6C7177", "delta_vega": "#8A8882", "whalley_wilmott": "#7F848B"}
-DASHES = {"no_hedge": ":", "delta": "--", "delta_vega": "-.", "whalley_wilmott": (0, (5, 1, 1, 1)), "oracle": (0, (3, 1))}
+    "no_hedge": "#8D9298", "delta": "#6C7177", "delta_vega": "#8A8882", "whalley_wilmott": "#7F848B", "minimum_variance": "#857F78"}
+DASHES = {"no_hedge": ":", "delta": "--", "delta_vega": "-.", "whalley_wilmott": (0, (5, 1, 1, 1)), "minimum_variance": (0, (1, 1)), "oracle": (0, (3, 1))}
 REGIMES = {"low": "#489F97", "medium": "#A08030", "high": "#8C6BB1", "crisis": "#B5367A"}  # from calm to storm
 SPARE = ("#7A7AE0", "#48A445", "#A65628", "#D0679D", "#559D9D", "#B58900")
 

@@ -155,7 +155,7 @@ def test_the_same_paths_under_two_names_do_not_differ(monkeypatch):
 
 def test_frames_are_tidy_and_the_table_is_text():
     seen = diagnose({"it": learned()}, [ENVIRONMENTS[name] for name in ("low", "crisis", "crisis_jumps")], 200, 0, seeds=[4, 9])
-    assert set(seen.environments["method"]) == {"no_hedge", "delta", "whalley_wilmott", "it"} and set(seen.stability["set"]) == {"all", "test"}
+    assert set(seen.environments["method"]) == {"no_hedge", "delta", "whalley_wilmott", "minimum_variance", "it"} and set(seen.stability["set"]) == {"all", "test"}
     assert seen.environments.query("method == 'it'")["seed"].tolist() == [4, 9] * 3 and set(seen.environments["environment"]) == {"low", "crisis", "crisis_jumps"}
     delta = seen.stability.query("method == 'delta'")
     assert delta["c1"].eq(1).all() and delta["isi"].isna().all()

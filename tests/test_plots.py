@@ -172,7 +172,7 @@ def test_every_method_and_baseline_has_one_colour_of_its_own():
     assert set(METHODS) <= set(COLOURS)
     assert len({*COLOURS.values(), *REGIMES.values()}) == len(COLOURS) + len(REGIMES)
     assert colour("mine") == colour("mine") and colour("mine") in plots.SPARE
-    for baseline in ("no_hedge", "delta", "delta_vega", "whalley_wilmott"):
+    for baseline in ("no_hedge", "delta", "delta_vega", "whalley_wilmott", "minimum_variance"):
         assert max(to_rgb(COLOURS[baseline])) - min(to_rgb(COLOURS[baseline])) < 0.06  # a grey
 
 

@@ -1,5 +1,6 @@
 """What the hedger sees and does: no future, one head, members apart, bounded positions."""
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -8,7 +9,9 @@ from hirm import policies
 from hirm.features import COLUMNS, USUAL, Scaler, features
 from hirm.environments import ENVIRONMENTS
 from hirm.hedging import hedge, map_paths, stack_episodes
-from hirm.policies import POLICIES, Delta, DeltaVega, NoHedge, WhalleyWilmott
+from hirm.markets import GBM, Heston
+from hirm.policies import POLICIES, Delta, DeltaVega, MinimumVarianceDelta, NoHedge, WhalleyWilmott
+from hirm.pricing import EuropeanCall
 
 
 def generators(n, start=0):
@@ -286,3 +289,32 @@ def test_copies_of_the_head_must_fit_the_groups(kind):
     assert torch.allclose(policy(batch, head=policy.head_copies(2)), policy(batch), atol=1e-12)  # one copy for both halves
     with pytest.raises(ValueError, match=r"one per path \(16\), one per group of paths \(4\) .* got 3; build them with head_copies"):
         policy(batch, head=policy.head_copies(3))
+
+
+def test_the_minimum_variance_delta_is_the_regression_of_the_option_on_the_spot():
+    """One day of Heston: the slope of the change of the option's value on the spot's, at the money and off it."""
+    market = Heston(v0=0.04, kappa=3, theta=0.04, xi=0.5, rho=-0.7)
+    paths = market.simulate(400_000, 2, 1 / 2520, torch.Generator().manual_seed(0), dtype=torch.float64)
+    for strike in (0.95, 1.0, 1.05):
+        call, tau = EuropeanCall(strike), 0.25
+        quote = market.expected_variance(paths.variance[0, :, 1], torch.tensor(tau - 1 / 2520, dtype=torch.float64)).sqrt()
+        now = market.expected_variance(torch.tensor([0.04], dtype=torch.float64), torch.tensor(tau, dtype=torch.float64)).sqrt()
+        change = call.price(paths.spot[0, :, 1], tau - 1 / 2520, quote) - call.price(1.0, tau, now)
+        move = paths.spot[0, :, 1] - 1
+        slope = (change * move).mean() / move.square().mean()
+        held = call.delta(torch.ones(1, dtype=torch.float64), tau, now) + call.vega(torch.ones(1, dtype=torch.float64), tau, now) * (1 - math.exp(-3 * tau)) / (3 * tau) / (2 * now) * -0.7 * 0.5
+        assert abs(slope - held.item()) < 3e-3 < abs(call.delta(torch.ones(1, dtype=torch.float64), tau, now).item() - held.item())
+
+
+@pytest.mark.parametrize("name", ["medium", "crisis", "crisis_jumps", "coloured_home"])
+def test_the_minimum_variance_delta_holds_less_than_delta_and_its_day_varies_less(name):
+    e = episode(name, 20_000)
+    least, delta = (hedge(policy, e) for policy in (MinimumVarianceDelta(ENVIRONMENTS[name].market), Delta()))
+    assert (least.positions <= delta.positions + 1e-6).all()
+    if name in ("medium", "crisis"):
+        assert least.daily_pnl()[0, :, 1:40].std() < delta.daily_pnl()[0, :, 1:40].std()
+
+
+def test_a_minimum_variance_delta_without_parameters_is_refused():
+    with pytest.raises(ValueError, match="needs the parameters of a Heston, got GBM; take Delta"):
+        MinimumVarianceDelta(GBM(0.2))
