@@ -21,7 +21,7 @@ from .evaluation import PROBES, Judgement, Probe, judge
 from .history import project
 from .objectives import METHODS
 from .parameters import one_of, read_claim, read_device, read_fields, read_names, read_whole
-from .policies import POLICIES
+from .policies import POLICIES, Groups
 from .runs import Checkpoints, check_writable, collect, publish
 from .training import load_policy
 
@@ -194,7 +194,7 @@ class Panel:
 
     def __post_init__(self):
         object.__setattr__(self, "plugins", load_plugins(self.plugins))
-        read_fields(self, {"n_paths": (2, 10**8)}, {"n_paths": 100_000}, **READERS)
+        read_fields(self, {"n_paths": (2, 10**8), "ensemble": (2, 1000)}, {"n_paths": 100_000, "ensemble": 5}, **READERS)
         one_of("policy", self.policy, POLICIES)
         for name in self.method_names:
             one_of("method", name, METHODS)
@@ -313,6 +313,7 @@ class Trial(Panel):
     """A panel that is also put through probes."""
     probes: str = "all"  # comma-separated names of PROBES, all, or none
     probed: str = "crisis"  # environments in which they are applied, comma-separated
+    ensemble: int | None = None  # consecutive seeds that are put together to one hedger by their mean position; None: each alone
 
     def __post_init__(self):
         super().__post_init__()
@@ -324,9 +325,19 @@ class Trial(Panel):
         """Return the probes asked for, without the one that changes nothing."""
         return [probe for probe in PROBES[1:] if self.probes == "all" or probe.name in self.probes.split(",")]
 
+    @cached_property
+    def hedgers(self) -> dict[str, Callable]:
+        """Return the policies, or groups of their members as one hedger each; an oracle that does not fill whole groups is left out."""
+        if self.ensemble is None:
+            return self.policies
+        return {name: Groups(policy, self.ensemble) for name, policy in self.policies.items() if len(self.records[name]) % self.ensemble == 0}
+
     def check(self) -> "Trial":  # itself
         """Look up everything that was asked for, before anything is judged."""
         self.named(self.probed)
+        if self.ensemble and len(self.members) % self.ensemble:
+            raise ValueError(f"ensemble must divide the number of seeds, got {self.ensemble} and {len(self.members)} seed(s); "
+                             f"name the seeds by -p seeds, or train {self.ensemble - len(self.members) % self.ensemble} more")
         return super().check()
 
     def judge(self,
@@ -334,7 +345,7 @@ class Trial(Panel):
         probe: Probe = Probe(),  # what is changed
     ) -> Judgement:
         """Judge the panel and the baselines on common paths; the rule that chose an oracle is called so."""
-        judgement = judge(self.policies, self.named(environments).values(), self.n_paths, 0, seeds=self.members, selection=self.selection,
+        judgement = judge(self.hedgers, self.named(environments).values(), self.n_paths, 0, seeds=self.members[:: self.ensemble], selection=self.selection,
                           probe=probe, quiet=False, device=self.device)
         frames = {field.name: getattr(judgement, field.name) for field in fields(judgement)}
         for name, frame in frames.items():

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SWAPS_PER_SHARE', 'PIECE', 'POLICIES', 'NoHedge', 'Delta', 'WhalleyWilmott', 'heston_of', 'MinimumVarianceDelta',
-           'DeltaVega', 'textbook', 'anchor_distance', 'Learnable', 'BandPolicy', 'MLPPolicy', 'Ensemble', 'Blend',
-           'Cached']
+           'DeltaVega', 'textbook', 'anchor_distance', 'Learnable', 'BandPolicy', 'MLPPolicy', 'Ensemble', 'Groups',
+           'Blend', 'Cached']
 
 # %% ../nbs/08_policies.ipynb #3bc18efc
 import math
@@ -524,6 +524,23 @@ class Ensemble:
     def __call__(self, episode: Episode) -> Tensor:  # (1, …, n_paths, n_steps, n_instruments)
         "The mean of the members' positions. Raises ValueError where members do not meet the same paths."
         return self.members(episode).mean(0, keepdim=True)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Hold the mean position of each group of consecutive members; no two groups share one.
+
+    Raises ValueError for members that do not fill whole groups.
+    """
+    policy: Callable  # episode -> positions, one member per entry of axis 0
+    size: int  # members in a group
+
+    def __call__(self, episode: Episode) -> Tensor:  # (n_groups, …, n_paths, n_steps, n_instruments)
+        "The mean positions."
+        positions = self.policy(episode)
+        if len(positions) % self.size:
+            raise ValueError(f"groups of {self.size} need a multiple of as many members, got {len(positions)}; name other seeds")
+        return positions.unflatten(0, (-1, self.size)).mean(1)
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,11 @@ import yaml
 
 from conftest import ROOT
 from hirm.config import Config
+from hirm.environments import ENVIRONMENTS
+from hirm.evaluation import evaluate
 from hirm.panel import Panel, Trial, as_panel
 from hirm.launch import default_parameters
+from hirm.policies import Ensemble
 from hirm.runs import Checkpoints, Record, Run, published, read_tensors, write_tensors
 from hirm.tables import answer, beaten
 from hirm.training import load_policy
@@ -266,6 +269,23 @@ def test_two_protocols_of_one_method_are_refused_until_one_is_named(altered, tmp
     with pytest.raises(ValueError, match="expected one protocol, got .*, which differ in clip; say which by -p hash8"): panel.records
     both = ",".join({path.name[-8:] for path in (tmp_path / "runs").glob("*-s0-*")})
     assert set(Panel(runs=str(tmp_path / "runs"), hash8=both).records) == {"erm", "irm"}
+
+
+def test_seeds_are_put_together_to_one_hedger_without_training(runs):
+    asked = dict(runs=str(runs), methods="erm,irm", seeds="0,1", environments="low", n_paths=500, probes="none")
+    together = as_panel(asked | dict(ensemble=2), Trial)
+    judged = together.judge("low").metrics.set_index("method")
+    by_hand = evaluate({name: Ensemble(policy) for name, policy in together.policies.items()}, [ENVIRONMENTS["low"]], 500, 0).set_index("method")
+    for name in ("erm", "irm"):
+        assert judged.loc[name, "seed"] == 0 and judged.loc[name, "cvar95"] == by_hand.loc[name, "cvar95"]
+    alone = as_panel(asked, Trial).judge("low").metrics
+    assert judged.loc["erm", "cvar95"] != pytest.approx(alone[alone["method"] == "erm"]["cvar95"].mean(), rel=1e-9)
+
+
+@pytest.mark.parametrize("ensemble, says", [(3, "ensemble must divide the number of seeds, got 3 and 2 seed.*train 1 more"), (1, "ensemble must"), (1.5, "ensemble must be a whole number"), ("two", "ensemble must")])
+def test_groups_that_the_seeds_do_not_fill_are_refused(runs, ensemble, says):
+    with pytest.raises(ValueError, match=says):
+        as_panel(dict(runs=str(runs), methods="erm,irm", seeds="0,1", ensemble=ensemble), Trial)
 
 
 def test_a_method_that_diverged_stands_in_the_summary_as_left_out():

@@ -318,3 +318,11 @@ def test_the_minimum_variance_delta_holds_less_than_delta_and_its_day_varies_les
 def test_a_minimum_variance_delta_without_parameters_is_refused():
     with pytest.raises(ValueError, match="needs the parameters of a Heston, got GBM; take Delta"):
         MinimumVarianceDelta(GBM(0.2))
+
+
+def test_a_group_holds_the_mean_of_its_members_and_groups_share_none():
+    held = torch.arange(6.0).view(6, 1, 1, 1)
+    together = policies.Groups(lambda episode: held, 3)
+    assert together(None).flatten().tolist() == [1.0, 4.0]
+    with pytest.raises(ValueError, match="groups of 4 need a multiple of as many members, got 6"):
+        policies.Groups(lambda episode: held, 4)(None)
