@@ -20,14 +20,14 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from .config import SCALES, Config, as_config, judged_environments
+from .config import HOME, SCALES, Config, as_config, judged_environments
 from .diagnostics import diagnose, response, tells_column, tells_environment
 from .environments import RUNGS, Environment, nameable_environments
 from .evaluation import judge, resting_band
 from .features import USUAL, features
 from .objectives import METHODS
 from .parameters import one_of, read_names, read_whole
-from .policies import Ensemble, WhalleyWilmott
+from .policies import Ensemble, MinimumVarianceDelta, WhalleyWilmott
 from .runs import Run, published
 from .stats import CRITERIA, PERMUTED, planted_verdict
 from .training import curves, load_policy, records
@@ -702,6 +702,15 @@ LOOKED_AT = ("erm", "hirm", "blind", "clip", "oracle")  # arms whose hedge is co
 GRID = dict(moneyness=(0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15), days=(45, 20, 5), vols=(0.18, 0.55))
 
 
+def _formulas(plan: Plan) -> dict[str, pd.DataFrame]:
+    "Two formulas with the parameters of the market at home, judged wherever the cures are: what they know was known before any crisis."
+    home = MinimumVarianceDelta(nameable_environments()[HOME[-1]].market)
+    forms = {"minimum_variance_home": home, "minimum_variance_band_home": WhalleyWilmott(centre=home)}
+    erm = as_config(_of_phase1(plan, "cures", "erm") | dict(device="cpu"))
+    table = judge(forms, judged_environments(erm).values(), erm.n_evaluation, seed=0).metrics
+    return {"formulas": table.drop(columns=LEFT_OUT, errors="ignore").round(8)}
+
+
 def _learnt(plan: Plan, runs: list[tuple[Job, Run]]) -> dict[str, pd.DataFrame]:
     "Where the first group of some arms rests, beside Whalley-Wilmott's band; and the hedges that nobody trained."
     hedgers = {"whalley_wilmott": WhalleyWilmott()}
@@ -722,7 +731,7 @@ CAMPAIGNS = {
     "phase2_pilot": Campaign(phase2_pilot, facts=("cell", "penalty_weight")),
     "phase2": Campaign(phase2, tables=_of_phase2, facts=("cell", "penalty_weight")),
     "ladder": Campaign(ladder, facts=("cell", "penalty_weight")),
-    "cures": Campaign(cures, tables=lambda plan, runs: _together(plan, runs) | _learnt(plan, runs), facts=("cell",)),
+    "cures": Campaign(cures, tables=lambda plan, runs: _together(plan, runs) | _learnt(plan, runs) | _formulas(plan), facts=("cell",)),
 }
 
 # %% ../nbs/21_campaign.ipynb #7b52ef59

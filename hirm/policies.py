@@ -53,6 +53,7 @@ class WhalleyWilmott:
     Raises ValueError for an aversion that is not positive.
     """
     aversion: float = 100.0  # absolute risk aversion, per unit of S_0
+    centre: Callable | None = None  # policy on which the band is centred; left out, the delta
 
     def __post_init__(self):
         if not self.aversion > 0:
@@ -69,8 +70,9 @@ class WhalleyWilmott:
         spot = episode.paths.spot[..., :n_steps]
         cube = 1.5 * half_spread * gamma**2 / (self.aversion * spot)
         half_width = cube.pow(1 / 3)
-        lower = _spot_only(delta - half_width, episode)
-        upper = _spot_only(delta + half_width, episode)
+        centre = delta if self.centre is None else self.centre(episode)[..., 0]
+        lower = _spot_only(centre - half_width, episode)
+        upper = _spot_only(centre + half_width, episode)
         return clamp_path(lower, upper)
 
 # %% ../nbs/08_policies.ipynb #mvd00002

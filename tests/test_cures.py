@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from hirm.batches import batches, shaken
+from hirm.campaign import _formulas, as_plan
 from hirm.config import Config
 from hirm.environments import ENVIRONMENTS, common_episodes
 from hirm.features import Scaler, features
@@ -95,3 +96,11 @@ def test_training_meets_the_attacked_paths(monkeypatch):
     learner.update(0, episode)
     assert not met[0].paths.spot.equal(episode.paths.spot)
     assert cvar(met[0].payoff.flatten(), 0.95) > 0
+
+
+def test_a_formula_is_judged_with_the_parameters_at_home_in_every_crisis_the_recorded_ones_too():
+    table = _formulas(as_plan(dict(scale="smoke", seeds=1)))["formulas"].set_index(["environment", "method"])["cvar95"]
+    for crisis in ("crisis", "gfc", "covid"):
+        assert table[crisis]["minimum_variance_home"] != table[crisis]["delta"] and "minimum_variance_band_home" in table[crisis]
+    assert table["medium"]["minimum_variance_home"] == table["medium"]["minimum_variance"]  # at home it believes in its own market
+    assert table["crisis"]["minimum_variance_home"] != table["crisis"]["minimum_variance"]

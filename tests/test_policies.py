@@ -8,6 +8,7 @@ import torch
 from hirm import policies
 from hirm.features import COLUMNS, USUAL, Scaler, features
 from hirm.environments import ENVIRONMENTS
+from hirm.frictions import Proportional
 from hirm.hedging import hedge, map_paths, stack_episodes
 from hirm.markets import GBM, Heston
 from hirm.policies import POLICIES, Delta, DeltaVega, MinimumVarianceDelta, NoHedge, WhalleyWilmott
@@ -326,3 +327,12 @@ def test_a_group_holds_the_mean_of_its_members_and_groups_share_none():
     assert together(None).flatten().tolist() == [1.0, 4.0]
     with pytest.raises(ValueError, match="groups of 4 need a multiple of as many members, got 6"):
         policies.Groups(lambda episode: held, 4)(None)
+
+
+def test_a_band_stands_around_the_centre_that_it_is_given():
+    least = MinimumVarianceDelta(ENVIRONMENTS["medium"].market)
+    e = episode("crisis")
+    assert WhalleyWilmott(centre=Delta())(e).equal(WhalleyWilmott()(e))
+    assert not WhalleyWilmott(centre=least)(e).equal(WhalleyWilmott()(e))
+    free = episode("crisis", friction=Proportional(0.0))
+    assert WhalleyWilmott(centre=least)(free).allclose(least(free))  # where trading is free the band has no width
