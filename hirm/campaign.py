@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['CELLS', 'PRIMARY', 'PLANTED_CELLS', 'ABOVE', 'MOST_SEEDS', 'SIDE_BY_SIDE', 'FAMILY', 'PILOT_SEED', 'PENALTIES',
-           'SWEPT', 'AT_ONCE', 'DRAWN', 'TOGETHER', 'RADII', 'CLIPPED', 'CURES', 'PLANTED_CURES', 'SHOWN', 'BASELINES',
-           'LEFT_OUT', 'PLANTED_COLUMN', 'SHOWN_VOLS', 'PROBED', 'LOOKED_AT', 'GRID', 'CAMPAIGNS', 'Plan', 'as_plan',
-           'Job', 'split', 'words', 'phase1', 'learning', 'phase2', 'ladder', 'phase2_pilot', 'main_job', 'cures',
-           'Look', 'phase1_looks', 'runs_of', 'judged', 'diverged', 'Campaign', 'seen', 'jobs', 'gather']
+           'SWEPT', 'AT_ONCE', 'DRAWN', 'TOGETHER', 'RADII', 'CLIPPED', 'CURES', 'PLANTED_CURES', 'WALKED', 'SHOWN',
+           'BASELINES', 'LEFT_OUT', 'PLANTED_COLUMN', 'SHOWN_VOLS', 'PROBED', 'LOOKED_AT', 'GRID', 'CAMPAIGNS', 'Plan',
+           'as_plan', 'Job', 'split', 'words', 'phase1', 'learning', 'phase2', 'ladder', 'phase2_pilot', 'main_job',
+           'cures', 'walk', 'Look', 'phase1_looks', 'runs_of', 'judged', 'diverged', 'Campaign', 'seen', 'jobs',
+           'gather']
 
 # %% ../nbs/21_campaign.ipynb #ee4400b8
 import math
@@ -15,6 +16,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -22,7 +24,7 @@ import yaml
 
 from .config import HOME, SCALES, Config, as_config, judged_environments
 from .diagnostics import diagnose, response, tells_column, tells_environment
-from .environments import RUNGS, Environment, nameable_environments
+from .environments import RUNGS, WALKS, Environment, nameable_environments
 from .evaluation import judge, resting_band
 from .features import USUAL, features
 from .objectives import METHODS
@@ -414,6 +416,19 @@ def cures(plan: Plan) -> list[Job]:
         add("planted", arm, _coloured(plan, "cures", "erm", **AT_ONCE | special), 1)
     return jobs
 
+# %% ../nbs/21_campaign.ipynb #wlk10002
+WALKED = {"erm": {}, "hirm": dict(method="hirm"), "blind": dict(realized_vol=False)}  # arm: what is special about it
+
+
+def walk(plan: Plan) -> list[Job]:
+    "The jobs of the folds: three seeds of each arm in each."
+    jobs, n_seeds = [], min(plan.seeds, 3)
+    for year, (arm, special) in product(WALKS, WALKED.items()):
+        environments = f"until_{year}_low,until_{year}_medium"
+        asked = _of_phase1(plan, "walk_forward", **dict(method="erm", environments=environments) | special)
+        jobs.append(Job("walk_forward", "metrics", f"until_{year}", arm, f"until_{year}-{arm}", asked, n_seeds))
+    return jobs
+
 # %% ../nbs/21_campaign.ipynb #20e9fe66
 @dataclass(frozen=True)
 class Look:
@@ -723,6 +738,19 @@ def _learnt(plan: Plan, runs: list[tuple[Job, Run]]) -> dict[str, pd.DataFrame]:
     return {"learnt": resting_band(hedgers, **GRID).round(6), "textbook": textbook.drop(columns=LEFT_OUT, errors="ignore").round(8)}
 
 
+def _walked(plan: Plan, runs: list[tuple[Job, Run]]) -> dict[str, pd.DataFrame]:
+    "Mean P&L of each day over the windows open on it, members' mean, delta beside them; only days that were not trained on."
+    frames = []
+    for job, run in runs:
+        if run.diverged is None:
+            days = pd.read_csv(run.artifacts / "calendar.csv")
+            days = days[days["environment"].str.startswith("years_")].assign(cell=job.cell)
+            frames.append(days[days["method"] == job.asked["method"]].assign(method=job.arm))
+            frames.append(days[days["method"] == "delta"])
+    keys = ["cell", "method", "date"]
+    return {"days": pd.concat(frames).groupby(keys, sort=False)["pnl"].mean().reset_index().round(8)}
+
+
 CAMPAIGNS = {
     "main_job": Campaign(main_job, tables=_hedgers, facts=("realized_vol",)),
     "learning": Campaign(learning, tables=_validation),
@@ -732,6 +760,7 @@ CAMPAIGNS = {
     "phase2": Campaign(phase2, tables=_of_phase2, facts=("cell", "penalty_weight")),
     "ladder": Campaign(ladder, facts=("cell", "penalty_weight")),
     "cures": Campaign(cures, tables=lambda plan, runs: _together(plan, runs) | _learnt(plan, runs) | _formulas(plan), facts=("cell",)),
+    "walk_forward": Campaign(walk, tables=_walked, facts=("cell",)),
 }
 
 # %% ../nbs/21_campaign.ipynb #7b52ef59

@@ -1,0 +1,27 @@
+"""Folds of the record: what is judged comes after what was learnt from, and no day counts twice."""
+import numpy as np
+import pandas as pd
+
+from hirm.campaign import Plan, jobs
+from hirm.config import as_config, judged_environments
+from hirm.environments import ENVIRONMENTS, WALKS, nameable_environments, walk_forward
+
+
+def test_a_fold_is_judged_on_later_days_than_it_saw_and_all_folds_cover_the_record_once():
+    judged = []
+    for year in WALKS:
+        fold = walk_forward(year)
+        *train, test = fold.values()
+        assert [e.role for e in train] == ["train", "train"] and test.role == "test" and {e.family for e in fold.values()} == {f"walk_{year}"}
+        assert max(e.market.spans["last"].max() for e in train) <= pd.Timestamp(f"{year}-12-31") < test.market.spans["past"].min()
+        judged.extend(test.market.dates)
+    assert len(judged) == len(set(judged)) and (judged[0].year, judged[-1].year) == (1998, 2022)
+    assert np.diff(sorted({day.year for day in judged})).max() == 1
+
+
+def test_a_fold_can_be_named_stands_in_no_table_and_is_judged_on_its_own_years_alone():
+    assert set(walk_forward(2007)) <= set(nameable_environments()) and not set(walk_forward(2007)) & set(ENVIRONMENTS)
+    rows = jobs("walk_forward", Plan())
+    assert len(rows) == 15 and sum(job.n_seeds for job in rows) == 45
+    config = as_config(next(job for job in rows if job.name == "until_2007-hirm").parameters)
+    assert set(judged_environments(config)) == {"until_2007_low", "until_2007_medium", "years_2008_2012", "high"}
