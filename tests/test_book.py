@@ -169,7 +169,6 @@ def test_every_word_of_a_page_and_its_figures_can_be_read(look, name):
 @needs_browser
 @pytest.mark.parametrize("name", [name for name in TOC if "/" in name or (ROOT / "book" / f"{name}.ipynb").exists()])
 def test_figures_have_a_number_a_caption_and_a_text_for_the_blind(look, name):
-    if name in ("nbs/evaluate", "nbs/diagnose"): pytest.xfail("their figures are those of recorded runs, and become SVG when these are run again")
     for figure in look(name).figures:
         assert figure["svg"] and re.fullmatch(r"[A-Z].+\.", figure["alt"]), figure
         assert re.match(r"Figure \d+ \S", figure["caption"]), figure

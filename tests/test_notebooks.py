@@ -71,10 +71,8 @@ def test_stored_outputs_are_fit_to_print(path):
             assert not found, f"{found[0]} in the output of\n{cell.source}"
 
 
-RERUN = pytest.mark.xfail(strict=True, reason="its figures are those of recorded runs, and become SVG when these are run again")
 
-
-@pytest.mark.parametrize("path", [pytest.param(path, marks=[RERUN] * (path.stem in ("evaluate", "diagnose")), id=path.stem) for path in NOTEBOOKS])
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_figure_stands_alone_in_its_cell_with_a_text_for_the_blind_and_a_caption(path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "book" / "_ext")
     from figures import caption, pictures
