@@ -11,6 +11,8 @@
     snakemake -c2 ladder --config seeds=3 rungs=varied,jumps      other differences between the training environments
     snakemake -c2 cures         what a desk may do in place of IRM
     snakemake -c2 walk_forward  trained up to a year, judged on the five that follow, five times
+    snakemake -c2 limits        Phase 1's answer at other strikes and lives
+    snakemake -c2 swaps         a variance swap beside the spot
     snakemake -c2 main_job      the first command of the README, with other seeds
 
 Interrupted, the same command goes on: papermill's job resumes from its last checkpoint, and a finished run is not run twice.

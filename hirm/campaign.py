@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['CELLS', 'PRIMARY', 'PLANTED_CELLS', 'ABOVE', 'MOST_SEEDS', 'SIDE_BY_SIDE', 'FAMILY', 'PILOT_SEED', 'PENALTIES',
-           'SWEPT', 'AT_ONCE', 'DRAWN', 'TOGETHER', 'RADII', 'CLIPPED', 'CURES', 'PLANTED_CURES', 'WALKED', 'SHOWN',
-           'BASELINES', 'LEFT_OUT', 'PLANTED_COLUMN', 'SHOWN_VOLS', 'PROBED', 'LOOKED_AT', 'GRID', 'CAMPAIGNS', 'Plan',
-           'as_plan', 'Job', 'split', 'words', 'phase1', 'learning', 'phase2', 'ladder', 'phase2_pilot', 'main_job',
-           'cures', 'walk', 'Look', 'phase1_looks', 'runs_of', 'judged', 'diverged', 'Campaign', 'seen', 'jobs',
-           'gather']
+           'SWEPT', 'AT_ONCE', 'DRAWN', 'TOGETHER', 'RADII', 'CLIPPED', 'CURES', 'PLANTED_CURES', 'WALKED', 'MONEYNESS',
+           'LIVES', 'SHOWN', 'BASELINES', 'LEFT_OUT', 'PLANTED_COLUMN', 'SHOWN_VOLS', 'PROBED', 'LOOKED_AT', 'GRID',
+           'CAMPAIGNS', 'Plan', 'as_plan', 'Job', 'split', 'words', 'phase1', 'learning', 'phase2', 'ladder',
+           'phase2_pilot', 'main_job', 'cures', 'walk', 'limits', 'swaps', 'Look', 'phase1_looks', 'runs_of', 'judged',
+           'diverged', 'Campaign', 'seen', 'jobs', 'gather']
 
 # %% ../nbs/21_campaign.ipynb #ee4400b8
 import math
@@ -429,6 +429,40 @@ def walk(plan: Plan) -> list[Job]:
         jobs.append(Job("walk_forward", "metrics", f"until_{year}", arm, f"until_{year}-{arm}", asked, n_seeds))
     return jobs
 
+# %% ../nbs/21_campaign.ipynb #lim00002
+MONEYNESS = (0.95, 1.0, 1.05)  # strikes, in units of the initial spot
+LIVES = (20, 60)  # trading days
+_REPEATED = {"erm": {}, "irm": dict(method="irm"), "hirm": dict(method="hirm"), "erm_reg": dict(method="erm_reg"),
+             "erm_blind": dict(realized_vol=False), "irm_permuted": dict(method="irm", permute_labels=True)}
+
+
+def limits(plan: Plan) -> list[Job]:
+    "The primary cell of Phase 1 on other strikes and lives."
+    jobs = []
+    for strike in MONEYNESS:
+        for days in LIVES:
+            if (strike, days) == (1.0, 60):
+                continue
+            cell = f"{strike:g}-{days}"
+            for arm, special in _REPEATED.items():
+                asked = _of_phase1(plan, "limits", **dict(method="erm", strike=strike, n_steps=days) | special)
+                jobs += split(Job("limits", "metrics", cell, arm, f"{cell}-{arm}", asked, plan.few), soon=plan.few)
+    return jobs
+
+# %% ../nbs/21_campaign.ipynb #swp00002
+_INSTRUMENTS = {"spot": ("erm", "irm", "hirm", "erm_reg"), "swap": ("erm", "hirm", "erm_reg")}  # cell: methods
+
+
+def swaps(plan: Plan) -> list[Job]:
+    "Hedgers with the spot alone, and with a variance swap beside it."
+    jobs = []
+    for cell, methods in _INSTRUMENTS.items():
+        traded = dict(instruments="spot,variance_swap") if cell == "swap" else {}
+        for method in methods:
+            asked = _of_phase1(plan, "swaps", method, **traded)
+            jobs += split(Job("swaps", "metrics", cell, method, f"{cell}-{method}", asked, plan.few), soon=plan.few)
+    return jobs
+
 # %% ../nbs/21_campaign.ipynb #20e9fe66
 @dataclass(frozen=True)
 class Look:
@@ -483,7 +517,7 @@ def _in_numbers(job: Job, run: Run) -> pd.DataFrame:
     own["seed"] -= job.first
     if job.arm == "oracle":
         own["selection"] = "oracle"
-    baselines = table[table["method"].isin(BASELINES)].assign(seed=0, job="baseline")
+    baselines = table[table["method"].isin((*BASELINES, "delta_vega"))].assign(seed=0, job="baseline")  # the last where a swap trades
     return pd.concat([own, baselines])
 
 
@@ -761,6 +795,8 @@ CAMPAIGNS = {
     "ladder": Campaign(ladder, facts=("cell", "penalty_weight")),
     "cures": Campaign(cures, tables=lambda plan, runs: _together(plan, runs) | _learnt(plan, runs) | _formulas(plan), facts=("cell",)),
     "walk_forward": Campaign(walk, tables=_walked, facts=("cell",)),
+    "limits": Campaign(limits, facts=("cell",)),
+    "swaps": Campaign(swaps, facts=("cell",)),
 }
 
 # %% ../nbs/21_campaign.ipynb #7b52ef59

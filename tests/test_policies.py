@@ -336,3 +336,25 @@ def test_a_band_stands_around_the_centre_that_it_is_given():
     assert not WhalleyWilmott(centre=least)(e).equal(WhalleyWilmott()(e))
     free = episode("crisis", friction=Proportional(0.0))
     assert WhalleyWilmott(centre=least)(free).allclose(least(free))  # where trading is free the band has no width
+
+
+def test_a_band_reaches_in_units_of_each_instrument():
+    "The edges of a policy driven to its ends, about the hedge by the quote: in shares, and in swaps."
+    e = episode("medium", 64, instruments=("spot", "variance_swap"))
+    policy = learned("band", n_instruments=2)
+    with torch.no_grad():
+        policy.head.zero_()
+        policy.head[..., -1] = torch.tensor([50.0, 50.0, -50.0, -50.0])  # centres as far up as they go, bands of no width
+        lower, upper = policy.band(e)
+    away = lower - DeltaVega()(e)
+    torch.testing.assert_close(lower, upper)
+    torch.testing.assert_close(away, torch.tensor([0.5, 10.0]).double().expand_as(away))
+
+
+def test_the_anchor_of_two_instruments_is_the_hedge_by_the_quote():
+    e = episode("medium", 64, instruments=("spot", "variance_swap"))
+    away = policies.anchor_distance(hedge(lambda e: DeltaVega()(e) + torch.tensor([0.1, 1.0]), e))
+    torch.testing.assert_close(away, torch.full_like(away, 0.01))
+    alone = episode("medium", 64)
+    away = policies.anchor_distance(hedge(lambda e: Delta()(e) + 0.1, alone))
+    torch.testing.assert_close(away, torch.full_like(away, 0.01))

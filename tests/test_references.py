@@ -12,7 +12,7 @@ from hirm.frictions import Proportional
 from hirm.environments import Environment
 from hirm.hedging import hedge
 from hirm.markets import GBM, Heston
-from hirm.policies import Delta, DeltaVega, NoHedge, WhalleyWilmott
+from hirm.policies import BandPolicy, Delta, DeltaVega, NoHedge, WhalleyWilmott
 from hirm.pricing import EuropeanCall
 from hirm.risk import cvar, cvar_error, entropic
 
@@ -93,3 +93,16 @@ def test_the_quotes_greeks_are_the_wrong_hedge_under_leverage(buehler):
     e = BUEHLER.episode(20_000, torch.Generator().manual_seed(1))
     missed = hedge(DeltaVega(), e).pnl.std()
     assert 100 * missed > 1.3 * buehler["delta_vega"].std()
+
+
+def test_a_band_of_ten_swaps_holds_the_model_hedge_and_one_of_half_a_swap_does_not():
+    """CVaR-50 of the model hedge .241; held within half a swap of the quote's hedge it cannot fall below .27, however it is trained."""
+    episode = BUEHLER.episode(40_000, torch.Generator().manual_seed(0))
+    quote, model = DeltaVega()(episode), DeltaVega(BUEHLER.market)(episode)
+    def held_within(swaps):
+        reach = torch.tensor([BandPolicy.reach[0], swaps])
+        near = quote + (model - quote).clamp(-reach, reach)
+        return 100 * cvar(hedge(lambda _: near, episode).loss[0].double(), 0.5).item()
+    best = held_within(float("inf"))
+    assert best == pytest.approx(0.24, abs=0.006)
+    assert held_within(0.5) > 0.27 and held_within(BandPolicy.reach[1]) < 1.02 * best
