@@ -30,7 +30,7 @@ from .frictions import Proportional
 from .hedging import CHUNK, Episode, Ledger, hedge, join_instruments
 from .history import DAYS_PER_YEAR, N_PAST, N_STEPS, Windows, load_series, project
 from .markets import Jumps, Momentum, Paths
-from .policies import Blend, Cached, Delta, DeltaVega, Ensemble, MinimumVarianceDelta, NoHedge, WhalleyWilmott, heston_of
+from .policies import Blend, Cached, Delta, DeltaVega, Ensemble, MinimumVarianceDelta, NoHedge, WhalleyWilmott, heston_of, textbook
 from .pricing import EuropeanCall, Liability
 from .risk import cvar, cvar_error
 from .runs import atomic_write, published
@@ -354,7 +354,7 @@ def choose_hedger(
         candidates["ensemble"] = ensemble = Ensemble(members)
         for scale in scales:
             name = f"blend {scale:g}"
-            candidates[name], scale_of[name] = Blend(ensemble, scale=scale), scale
+            candidates[name], scale_of[name] = Blend(ensemble, textbook(config.n_instruments), scale), scale
     risks = _validation_risks({"delta": Delta(), config.method: members} | candidates, config)
     best = min(candidates or [config.method], key=risks.get)
     rows = [(name.split()[0], scale_of.get(name, np.nan), risk, name == best) for name, risk in risks.items()]

@@ -553,7 +553,7 @@ class Blend:
     """
     ensemble: Ensemble  # of two members or more
     anchor: Callable = Delta()  # what is held where the members disagree
-    scale: float = 0.02  # standard deviation of the members' positions at which both count the same, in shares
+    scale: float = 0.02  # standard deviation of the members' positions at which both count the same, in shares; in swaps SWAPS_PER_SHARE times as many
 
     def __post_init__(self):
         if not 0 < self.scale < math.inf:
@@ -567,6 +567,8 @@ class Blend:
             raise ValueError("a blend needs two members or more, for one cannot disagree, got 1; train several seeds, or use the policy itself")
         mean = members.mean(0, keepdim=True)
         disagreement = members.std(0, keepdim=True)
+        if members.shape[-1] == 2:  # in units of each instrument
+            disagreement = disagreement / disagreement.new_tensor((1.0, SWAPS_PER_SHARE))
         trust = 1 / (1 + (disagreement / self.scale) ** 2)
         anchor = self.anchor(episode)
         return anchor + trust * (mean - anchor)

@@ -150,7 +150,7 @@ class Liability:
     """What is sold, with one expiry. One of your own is a frozen dataclass.
 
     Where it pays linearly between strikes, it says its `calls`, and all else follows. Where it does not, it leaves them empty,
-    writes `payoff`, `price`, `delta` and `gamma` itself, and is sold for a Monte Carlo price.
+    writes `payoff`, `price`, `delta`, `gamma` and `vega` itself, and is sold for a Monte Carlo price.
     """
     calls: tuple[tuple[float, float], ...] = ()  # (number, strike) of each, strikes in units of S_0
     shares: float = 0.0  # that it holds beside the calls
@@ -195,7 +195,7 @@ class Liability:
     def _sum(self, of_call: Callable, rest: Any = 0.0) -> Any:
         "The calls' worth by `of_call(strike)`, and what the shares and the cash add."
         if not self.calls:
-            raise NotImplementedError(f"{type(self).__name__} must say its calls, or write payoff, price, delta and gamma itself, got neither; "
+            raise NotImplementedError(f"{type(self).__name__} must say its calls, or write payoff, price, delta, gamma and vega itself, got neither; "
                                       "Straddle shows the shortest")
         total = rest
         for number, strike in self.calls:

@@ -377,3 +377,13 @@ def test_hedgers_are_gathered_with_what_they_were_chosen_by(tmp_path):
     assert set(zip(own["method"], own["seed"])) == {("irm", 0), ("erm", 3)} and own.groupby("method")["cvar95"].first().to_dict() == {"irm": 0.03, "erm": 0.06}
     assert not hedgers.duplicated(["method", "seed", "environment"]).any() and "delta" in set(hedgers["method"])  # the baselines once
     assert validation.groupby(["method", "seed"]).size().to_dict() == {("irm", 0): 2, ("erm", 3): 2}
+
+
+def test_the_limits_and_the_swap_ask_for_what_they_say():
+    rows = jobs("limits", Plan())
+    assert {(job.asked["strike"], job.asked["n_steps"]) for job in rows} == {(0.95, 20), (0.95, 60), (1.0, 20), (1.05, 20), (1.05, 60)}
+    assert sum(job.n_seeds for job in rows) == 150 and {job.arm for job in rows} == {"erm", "irm", "hirm", "erm_reg", "erm_blind", "irm_permuted"}
+    terms = as_config(rows[0].parameters).terms
+    assert (terms.liability.strike, terms.n_steps) == (0.95, 20)
+    rows = jobs("swaps", Plan())
+    assert {(job.cell, as_config(job.parameters).n_instruments) for job in rows} == {("spot", 1), ("swap", 2)} and sum(job.n_seeds for job in rows) == 35
