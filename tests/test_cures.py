@@ -75,7 +75,7 @@ def test_an_attack_has_the_size_asked_and_raises_the_risk_the_more_the_larger(sp
         changed = learner.attack(episode, radius)
         move = (changed.paths.spot / episode.paths.spot).log().diff(dim=-1) / (episode.paths.iv[..., :-1] * episode.paths.dt**0.5)
         assert torch.allclose(move.square().mean((2, 3, 4)).sqrt(), torch.tensor(radius), rtol=0.03)
-        assert changed.paths.iv is episode.paths.iv and torch.allclose(changed.payoff, changed.call.payoff(changed.paths.spot[..., -1]))
+        assert changed.paths.iv is episode.paths.iv and torch.allclose(changed.payoff, changed.liability.payoff(changed.paths.spot[..., -1]))
         assert changed.prices[..., 0].equal(changed.paths.spot)
         risks.append(learner.risk(learner._sample(changed, False).loss))
     assert (risks[0] < risks[1]).all() and (risks[1] < risks[2]).all()
