@@ -236,6 +236,8 @@ def test_dropout_is_drawn_anew_for_each_update_and_rests_in_judgement(tmp_path, 
         assert learner.policy.dropout is None
     looked = [mask for mask in worn if mask.shape[-1] == 16]  # the first look, at all 16 paths of each half
     assert len(looked) == 2
+    resting = (torch.stack(looked) == 0).float()
+    assert resting.mean().item() == pytest.approx(METHODS["erm_reg"].dropout, abs=4 * math.sqrt(0.3 * 0.7 / resting.numel()))
     assert_unrelated(torch.stack(looked).flatten(2).flatten(0, 1).flatten(1).reshape(8, -1))
     worn.clear()
     for learner, step, episode in walk(config(tmp_path, method="vrex"), 1):
