@@ -6,6 +6,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -83,10 +85,15 @@ time.sleep(3600)
 def interrupt(project, ready):
     "papermill on a terminal, and Ctrl-C there as soon as a claim holds: exit status, and what was said from then on."
     ours, theirs = pty.openpty()
-    process = subprocess.Popen([PAPERMILL, "nbs/train.ipynb"], cwd=project, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, close_fds=True)
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a job in the background of a script is born deaf to Ctrl-C
+    process = subprocess.Popen([PAPERMILL, "nbs/train.ipynb"], cwd=project, stdin=theirs, stdout=theirs, stderr=theirs,
+                               start_new_session=True, close_fds=True, preexec_fn=heard)
     os.close(theirs)
-    said, asked = b"", False
+    said, asked, give_up = b"", False, time.monotonic() + HANGS
     while True:
+        if time.monotonic() > give_up:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise TimeoutError(f"expected an end within {HANGS} s of Ctrl-C, got none; said so far: {said.decode()}")
         if select.select([ours], [], [], 0.2)[0]:
             try: piece = os.read(ours, 4096)
             except OSError: break  # the other end has closed

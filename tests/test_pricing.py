@@ -574,7 +574,7 @@ def test_heston_greeks_equal_finite_differences(market):
 
 
 def test_heston_greeks_refuse_an_expired_call():
-    with pytest.raises(ValueError, match="tau must be positive, got 0; at expiry use call.payoff"):
+    with pytest.raises(ValueError, match="tau must be positive, got 0; at expiry use its payoff"):
         heston_greeks(BUEHLER, EuropeanCall(), 1.0, torch.tensor([0.1, 0.0]), 0.04)
 
 
