@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['INK', 'COLOURS', 'DASHES', 'REGIMES', 'SPARE', 'STYLE', 'colour', 'compact_svg', 'set_style', 'styled',
-           'learning_curves', 'tail_qq', 'estimates', 'interval_plot', 'regime_panels', 'lambda_sweep', 'frontier',
-           'sensitivity', 'pnl_path', 'conditional_pnl', 'hedge_band', 'hedge_path']
+           'learning_curves', 'tail_qq', 'estimates', 'interval_plot', 'regime_panels', 'lambda_sweep', 'label_bars',
+           'frontier', 'sensitivity', 'pnl_path', 'conditional_pnl', 'hedge_band', 'hedge_path']
 
 # %% ../nbs/13_plots.ipynb #7692d933
 import re
@@ -241,6 +241,25 @@ def lambda_sweep(
             ax.axhline(without["mean"].item(), color=ink, lw=0.9, ls=":")
     ax.set(xscale="log", xlabel="penalty weight λ", ylabel=label)
     ax.legend()
+    return ax
+
+# %% ../nbs/13_plots.ipynb #cec91f61
+@styled
+def label_bars(
+    frame: pd.DataFrame,  # index (what stands under the bars, rho or Lambda); columns estimate, low, high, as in `stats.label_effect`
+    *, ax: Axes,
+    color: str = INK,
+) -> Axes:
+    """Draw the log ratio to ERM cut in two: what a penalty does with random labels, and what the true ones add."""
+    under = frame.index.unique(0)
+    place = np.arange(len(under))
+    parts = (("rho", -0.2, 0.35, "penalty, random labels"), ("Lambda", 0.2, 1.0, "true labels Λ"))
+    for part, shift, alpha, label in parts:
+        middle, low, high = np.log(frame.xs(part, level=1).loc[under, ["estimate", "low", "high"]].to_numpy(float)).T
+        ax.bar(place + shift, middle, 0.36, color=color, alpha=alpha, label=label)
+        ax.errorbar(place + shift, middle, yerr=[middle - low, high - middle], fmt="none", color=INK, lw=1, capsize=2)
+    ax.axhline(0, color=INK, lw=0.8)
+    ax.set_xticks(place, under)
     return ax
 
 # %% ../nbs/13_plots.ipynb #29455b02
