@@ -1,8 +1,10 @@
 """Folds of the record: what is judged comes after what was learnt from, and no day counts twice."""
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 
-from hirm.campaign import Plan, jobs
+from hirm.campaign import Plan, _walked, jobs
 from hirm.config import as_config, judged_environments
 from hirm.environments import ENVIRONMENTS, WALKS, nameable_environments, walk_forward
 
@@ -25,3 +27,16 @@ def test_a_fold_can_be_named_stands_in_no_table_and_is_judged_on_its_own_years_a
     assert len(rows) == 15 and sum(job.n_seeds for job in rows) == 45
     config = as_config(next(job for job in rows if job.name == "until_2007-hirm").parameters)
     assert set(judged_environments(config)) == {"until_2007_low", "until_2007_medium", "years_2008_2012", "high"}
+
+
+def test_days_gathered_are_those_ahead_the_mean_of_members_beside_delta(tmp_path):
+    rows = lambda pnl: [("erm", "years_2008_2012", "2008-02-01", pnl), ("erm", "until_2007_low", "2001-02-01", 9.0), ("delta", "years_2008_2012", "2008-02-01", -0.5)]
+    runs = []
+    for seed, pnl in enumerate((1.0, 3.0, 100.0)):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        pd.DataFrame(rows(pnl), columns=["method", "environment", "date", "pnl"]).to_csv(folder / "calendar.csv", index=False)
+        job = SimpleNamespace(cell="until_2007", arm="blind", asked={"method": "erm"})
+        runs.append((job, SimpleNamespace(artifacts=folder, diverged=7 if seed == 2 else None)))
+    days = _walked(Plan(), runs)["days"]
+    assert days.to_dict("records") == [dict(cell="until_2007", method="blind", date="2008-02-01", pnl=2.0), dict(cell="until_2007", method="delta", date="2008-02-01", pnl=-0.5)]
