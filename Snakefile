@@ -1,4 +1,4 @@
-"""Many runs, each a plain papermill line. Which they are, and what is gathered from them, stands in hirm.campaign.
+"""Many runs, each a plain papermill line. Which they are, and what is gathered from them, stands in hirm.campaign and hirm.gathering.
 
     snakemake -c2 learning      the page that shows what is learnt, and how fast
     snakemake -c2 phase1        the runs of Phase 1, their tables, and the book
@@ -21,7 +21,8 @@ On a cluster the same file runs through one of Snakemake's executors, see CONTRI
 import re
 import shlex
 
-from hirm.campaign import CAMPAIGNS, as_plan, gather, jobs, words
+from hirm.campaign import as_plan, words
+from hirm.gathering import CAMPAIGNS, gather, jobs
 from hirm.runs import publish
 
 PLAN = as_plan(config)
@@ -84,7 +85,7 @@ rule train:
     threads: 1
     resources: mem_mb=4000, runtime=60
     shell: "papermill {input:q} {output:q} -y {params.asked:q} --no-progress-bar > {log:q} 2>&1"
-           " || python -c 'import sys; from hirm.campaign import diverged; sys.exit(not diverged(sys.argv[1]))'"
+           " || python -c 'import sys; from hirm.gathering import diverged; sys.exit(not diverged(sys.argv[1]))'"
            " {params.asked:q} >> {log:q} 2>&1"
 
 

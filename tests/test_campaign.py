@@ -19,7 +19,8 @@ import pytest
 import yaml
 
 from conftest import ROOT
-from hirm.campaign import BASELINES, CAMPAIGNS, Job, Plan, as_plan, diverged, jobs, judged, runs_of, words
+from hirm.campaign import Job, Plan, as_plan, words
+from hirm.gathering import BASELINES, CAMPAIGNS, diverged, jobs, judged, runs_of
 from hirm.config import as_config
 from hirm.history import CRISES
 from hirm.launch import default_parameters

@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from conftest import ROOT
-from hirm.campaign import Plan, jobs as campaign_jobs
+from hirm.campaign import Plan
+from hirm.gathering import jobs as campaign_jobs
 from hirm.config import Config, as_config, judged_environments
 from hirm.environments import ENVIRONMENTS, Environment, common_episodes, nameable_environments, stream
 from hirm.features import COLUMNS

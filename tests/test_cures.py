@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from hirm.batches import batches, shaken
-from hirm.campaign import _formulas, as_plan
+from hirm.campaign import as_plan
+from hirm.gathering import _formulas
 from hirm.config import Config
 from hirm.environments import ENVIRONMENTS, common_episodes
 from hirm.features import Scaler, features

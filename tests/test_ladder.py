@@ -2,7 +2,8 @@
 import pytest
 import torch
 
-from hirm.campaign import ABOVE, as_plan, jobs
+from hirm.campaign import ABOVE, as_plan
+from hirm.gathering import jobs
 from hirm.batches import batches, exchange, in_turn, keep_environments, random_labels
 from hirm.config import Config, judged_environments, training_environments
 from hirm.environments import ENVIRONMENTS, RUNGS, stream

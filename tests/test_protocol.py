@@ -9,7 +9,7 @@ import hirm.batches
 from hirm import training
 from hirm.batches import batches, policy_loss, risk_unit
 from hirm.config import Config, training_environments
-from hirm.environments import ENVIRONMENTS, common_episodes
+from hirm.environments import ENVIRONMENTS, common_episodes, stream
 from hirm.features import Scaler, features
 from hirm.hedging import hedge
 from hirm.objectives import METHODS, Sample
@@ -67,6 +67,16 @@ def test_environments_seeds_blocks_updates_and_halves_share_no_random_number(tmp
         episodes = batches(environments, [0, 1], options, start)
         rows += [next(episodes).paths.spot[..., -1].log().flatten(0, 2) for _ in range(2)]
     assert_unrelated(torch.cat(rows))  # 4 updates x 2 seeds x 3 environments x 2 halves
+
+
+def test_training_paths_are_those_of_the_blocks_that_the_records_in_print_were_made_from(tmp_path):
+    asked = config(tmp_path, seed=3)
+    environments = training_environments(asked)
+    episode = next(batches(environments, [3], asked))
+    block = 2**14 // asked.n_paths * asked.n_paths
+    for own, (name, environment) in zip(episode.paths.spot.unbind(1), environments.items()):
+        drawn = environment.episode(block, [stream(3, f"train:{name}:0")]).paths.spot[:, : asked.n_paths]
+        assert torch.equal(own.flatten(1, 2), drawn)
 
 
 def test_purposes_environments_and_blocks_of_common_paths_share_no_random_number(monkeypatch):

@@ -4,7 +4,8 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 
-from hirm.campaign import Plan, _walked, jobs
+from hirm.campaign import Plan
+from hirm.gathering import _walked, jobs
 from hirm.config import as_config, judged_environments
 from hirm.environments import ENVIRONMENTS, WALKS, nameable_environments, walk_forward
 

@@ -118,7 +118,7 @@ def diverge(seeds):
 
 def preload():
     "Import all that is needed, and let a first training fill what is remembered."
-    import hirm.campaign
+    import hirm.gathering
     import hirm.diagnostics
     import snakemake.cli
     from papermill.engines import papermill_engines
