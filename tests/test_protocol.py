@@ -79,15 +79,16 @@ def test_training_paths_are_those_of_the_blocks_that_the_records_in_print_were_m
         assert torch.equal(own.flatten(1, 2), drawn)
 
 
-def test_purposes_environments_and_blocks_of_common_paths_share_no_random_number(monkeypatch):
+def test_purposes_environments_judgements_and_blocks_of_common_paths_share_no_random_number(monkeypatch):
     monkeypatch.setattr("hirm.environments.BLOCK", 2000)
     monkeypatch.setattr("hirm.environments.BLOCKS", {})
     rows = []
     for name in twins(monkeypatch)[:2]:
         for purpose in ("validation", "evaluation", "unit", "scaler"):
             rows += [e.paths.spot[0, :, -1].log() for e in common_episodes(ENVIRONMENTS[name], 4000, purpose)]
+    rows += [e.paths.spot[0, :, -1].log() for e in common_episodes(ENVIRONMENTS[name], 4000, "evaluation", seed=1)]  # another judgement
     rows.append(ENVIRONMENTS["low"].episode(2000, training.stream(0, "train:low:0")).paths.spot[0, :, -1].log())
-    assert len(rows) == 17
+    assert len(rows) == 19
     assert_unrelated(torch.stack(rows))
 
 
