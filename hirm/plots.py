@@ -62,7 +62,8 @@ def compact_svg(
     """Return a figure as an SVG without a date, to a hundredth of a point: nobody sees less, and another machine writes the same."""
     drawn = print_figure(figure, "svg", metadata={"Date": None})
     kept = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", drawn, flags=re.DOTALL)
-    short = re.sub(r"(\.\d\d)\d+", r"\1", kept)
+    cut = lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0])
+    short = re.sub(r"<[^>]*>", cut, kept)  # coordinates stand inside tags; what is read stands between them
     return re.sub(r"\s+", " ", short).replace("> <", "><").replace("</g>", "</g>\n")
 
 

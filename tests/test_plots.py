@@ -259,3 +259,14 @@ def test_a_path_shows_price_position_trades_and_account():
     assert np.allclose(price.lines[0].get_ydata(), [100, 90, 80, 90, 95]) and np.allclose(held.lines[0].get_ydata(), [0.5, 0.4, 0.3, 0.35, 0])
     assert np.allclose(account.lines[0].get_ydata(), [-0.1, -1.1, -3.1, -2.1, -2.1])
     assert np.allclose(np.array(traded.collections[0].get_segments())[:, 1, 1], [-0.1, -0.1, 0.05, -0.35])  # without the first purchase
+
+
+def test_a_number_that_is_read_keeps_its_digits():
+    with mpl.rc_context(plots.STYLE):
+        figure, ax = plt.subplots()
+        ax.plot([0.0, 1.0], [0.0, 0.123456789], label="rate 0.00125")
+        ax.set_yticks([0.0, 0.0625], ["0", "0.0625"])
+        ax.legend()
+        drawn = plots.compact_svg(figure)
+    assert "rate 0.00125<" in drawn and ">0.0625<" in drawn
+    assert not re.search(r'="[^"]*\.\d{3}', drawn)  # coordinates end at a hundredth of a point
