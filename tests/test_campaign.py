@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from conftest import ROOT
-from hirm.campaign import Job, Plan, as_plan, words
+from hirm.campaign import PLANTED_CELLS, Job, Plan, as_plan, words
 from hirm.gathering import BASELINES, CAMPAIGNS, diverged, jobs, judged, runs_of
 from hirm.config import as_config
 from hirm.history import CRISES
@@ -199,20 +199,16 @@ def arms_of(campaign, plan=Plan()):
     return found
 
 
-FEW = {"weights", "long_ramp", "large_batch", "levels", "markets_3", "markets_5"}  # shown beside the planted case with a few seeds
-
-
 def test_every_arm_of_the_planted_case_has_its_permuted_twin_on_the_same_seeds():
     arms = arms_of("phase2")
-    assert {cell for cell, _ in arms} == FEW | {"primary", "three_phases", "dose_0", "dose_0.1", "dose_0.4"}
-    assert arms.pop(("primary", "oracle")) == list(range(3))
+    assert {cell for cell, _ in arms} == set(PLANTED_CELLS)
+    assert arms.pop(("primary", "oracle")) == list(range(10))
     assert arms.pop(("primary", "erm_blind")) == list(range(30))
-    for arm in ("erm_reg", "erm_blind", "oracle"): assert arms.pop(("levels", arm)) == list(range(3))
+    for arm in ("erm_reg", "erm_blind", "oracle"): assert arms.pop(("levels", arm)) == list(range(10))
     for (cell, arm), seeds in arms.items():
         if cell == "weights":
             continue  # of a method whose twin stands in the primary cell, at the registered weight
-        usual = 3 if cell in FEW else 10
-        assert seeds == list(range(30 if cell == "primary" else usual))
+        assert seeds == list(range(30 if cell == "primary" else 10))
         assert arms[cell, arm.removesuffix("_permuted") + "_permuted"] == seeds
 
 
@@ -388,3 +384,10 @@ def test_the_limits_and_the_swap_ask_for_what_they_say():
     assert (terms.liability.strike, terms.n_steps) == (0.95, 20)
     rows = jobs("swaps", Plan())
     assert {(job.cell, as_config(job.parameters).n_instruments) for job in rows} == {("spot", 1), ("swap", 2)} and sum(job.n_seeds for job in rows) == 35
+
+
+def test_a_gpu_is_given_more_seeds_side_by_side_and_groups_of_five_stay_groups():
+    sizes = lambda campaign, device: {job.n_seeds for job in jobs(campaign, Plan(device=device))}
+    assert sizes("phase2", "cpu") == {5} and sizes("phase2", "cuda") == {10}
+    assert sizes("cures", "cuda") == sizes("cures", "cpu") == {5}
+    assert arms_of("phase2") == arms_of("phase2", Plan(device="cuda:1"))
