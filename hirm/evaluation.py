@@ -475,12 +475,14 @@ def resting_band(
     n_steps: int = N_STEPS,  # days of the trade
     liability: Liability = EuropeanCall(),  # sold; moneyness is over its strike, 1 where it has none
     n_instruments: int = 1,  # 1 spot, 2 spot and variance swap
+    device: str = "cpu",  # where the policies compute
 ) -> pd.DataFrame:  # method, vol, days, moneyness, delta, and lower and upper edge in shares
     """Return what is held on arrival from far below and from far above; between the two nothing is traded."""
     if not all(1 <= left < n_steps for left in days):
         raise ValueError(f"days to expiry must lie in 1…{n_steps - 1}, for the spot arrives after date 0, got {tuple(days)}; name days inside")
     points = pd.DataFrame(list(product(vols, days, moneyness)), columns=["vol", "days", "moneyness"])
-    episode = _arrivals(points, n_steps, friction, liability, n_instruments)
+    with torch.device(device):
+        episode = _arrivals(points, n_steps, friction, liability, n_instruments)
     path, date = torch.arange(2 * len(points)), torch.tensor((n_steps - points["days"]).tolist()).repeat(2)
     delta = episode.delta[0, path, date].double().numpy(force=True)[: len(points)]
     frames = []
@@ -520,6 +522,7 @@ def diary(
     policies: Mapping[str, Callable],  # name -> policy of one member; delta is put beside them
     environment: Environment,  # recorded
     start: str | pd.Timestamp,  # day on which a window starts
+    device: str = "cpu",  # where the policies compute
 ) -> pd.DataFrame:  # method, date, spot (S_0 = 1), delta, position after the day's trade, trade, and pnl of the day in units of S_0
     """Return the books of one recorded window, day by day. Raises ValueError for a day on which no window starts."""
     windows, first = environment.market, pd.Timestamp(start)
@@ -527,7 +530,7 @@ def diary(
         raise ValueError(f"start must be a day on which a window of {environment.name} starts, got {first:%Y-%m-%d}; "
                          f"they start on trading days from {windows.dates[0]:%Y-%m-%d} to {windows.dates[-1]:%Y-%m-%d}")
     place, recorded = windows.dates.get_loc(first), load_series(windows.source)["date"]
-    episode = environment.episode(None, None).take(slice(place, place + 1))
+    episode = environment.episode(None, None, device=device).take(slice(place, place + 1))
     days = recorded[recorded >= first].iloc[: episode.paths.n_steps + 1]
 
     def as_column(values):  # (1, 1, n_steps+1)

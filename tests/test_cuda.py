@@ -80,3 +80,12 @@ def test_a_run_trained_on_the_device_is_read_on_both(tmp_path):
     episodes = list(common_episodes(ENVIRONMENTS["high"], 200, "validation"))
     here = policy_loss(load_policy(run), episodes)
     assert torch.allclose(policy_loss(load_policy(run, DEVICE), map(moved, episodes)).cpu(), here, atol=1e-5)
+
+
+@pytest.mark.parametrize("method, policy", [("erm", "band"), ("irm", "band"), ("hirm", "mlp")])
+def test_the_main_notebook_goes_through_on_the_device(tmp_path, method, policy, tool):
+    """Trained, put together, judged, drawn and written down."""
+    asked = f"{{method: {method}, policy: {policy}, device: {DEVICE}, scale: smoke, n_seeds: 2, runs: '{tmp_path}'}}"
+    done = tool("papermill", "nbs/train.ipynb", str(tmp_path / "out.ipynb"), "-y", asked, "--no-progress-bar")
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert len(list(tmp_path.glob("*/final_metrics.json"))) == 2
