@@ -111,7 +111,7 @@ def as_plan(
 
 # %% ../nbs/21_campaign.ipynb #1afa3ad5
 SIDE_BY_SIDE = 5  # seeds that train in one process
-ON_A_GPU = 10  # there, where an update takes as long for one as for ten
+ON_A_GPU = 10  # there, where ten take about twice as long as one
 
 
 @dataclass(frozen=True)
