@@ -30,14 +30,19 @@ def test_a_fold_can_be_named_stands_in_no_table_and_is_judged_on_its_own_years_a
     assert set(judged_environments(config)) == {"until_2007_low", "until_2007_medium", "years_2008_2012", "high"}
 
 
-def test_days_gathered_are_those_ahead_the_mean_of_members_beside_delta(tmp_path):
-    rows = lambda pnl: [("erm", "years_2008_2012", "2008-02-01", pnl), ("erm", "until_2007_low", "2001-02-01", 9.0), ("delta", "years_2008_2012", "2008-02-01", -0.5)]
+def test_days_gathered_are_those_ahead_of_members_alone_of_members_together_and_of_delta(tmp_path):
+    ahead, behind = ("years_2008_2012", "2008-02-01"), ("until_2007_low", "2001-02-01")
     runs = []
     for seed, pnl in enumerate((1.0, 3.0, 100.0)):
         folder = tmp_path / str(seed)
         folder.mkdir()
-        pd.DataFrame(rows(pnl), columns=["method", "environment", "date", "pnl"]).to_csv(folder / "calendar.csv", index=False)
+        rows = [("erm", *ahead, pnl), ("erm", *behind, 9.0), ("delta", *ahead, -0.5), ("blend", *ahead, 2.5), ("whalley_wilmott", *ahead, 7.0)]
+        table = pd.DataFrame(rows, columns=["method", "environment", "date", "pnl"])
+        table.to_csv(folder / "calendar.csv", index=False)
+        table.assign(cvar95=0.1 * table["pnl"], mean_pnl=table["pnl"], turnover=1.0).to_csv(folder / "metrics.csv", index=False)
         job = SimpleNamespace(cell="until_2007", arm="blind", asked={"method": "erm"})
         runs.append((job, SimpleNamespace(artifacts=folder, diverged=7 if seed == 2 else None)))
-    days = _walked(Plan(), runs)["days"]
-    assert days.to_dict("records") == [dict(cell="until_2007", method="blind", date="2008-02-01", pnl=2.0), dict(cell="until_2007", method="delta", date="2008-02-01", pnl=-0.5)]
+    found = _walked(Plan(), runs)
+    row = lambda method, pnl: dict(cell="until_2007", method=method, date="2008-02-01", pnl=pnl)
+    assert found["days"].to_dict("records") == [row("blind", 2.0), row("delta", -0.5), row("blind_together", 2.5)]
+    assert found["together"].to_dict("records") == [dict(cell="until_2007", method="blind_together", environment="years_2008_2012", cvar95=0.25, mean_pnl=2.5, turnover=1.0)]
