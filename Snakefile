@@ -6,7 +6,7 @@
     snakemake -c2 phase1 --config seeds=11      one seed more in every secondary cell, and nothing else
     snakemake -c2 phase1 --config primary_seeds=10 control_seeds=5      an interim look at the primary cell
     snakemake -c2 phase1 --config cells=band-seeing,band-blind      half of the cells, the primary one among them
-    snakemake -c1 phase1 --config scale=paper device=cuda      the protocol of record, kept apart
+    snakemake -c2 phase1 --config scale=paper cells=band-seeing seeds=3 primary_seeds=3      the protocol of record, kept apart
     snakemake -c2 phase2        the planted case: could invariance have been seen?
     snakemake -c2 ladder --config seeds=3 rungs=varied,jumps      other differences between the training environments
     snakemake -c2 cures         what a desk may do in place of IRM

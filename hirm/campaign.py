@@ -181,8 +181,9 @@ def _compared(plan: Plan) -> list[Job]:
         for method in FAMILY:
             arm = Job("phase1", "metrics", cell, method, f"{cell}-{method}", _asked(plan, "phase1", method, **CELLS[cell]), n_seeds)
             jobs += split(arm, soon=plan.seeds, later=1)
-        all_four = _asked(plan, "phase1", "erm", **CELLS[cell], environments="low,medium,high,crisis")
-        jobs += split(Job("phase1", "metrics", cell, "oracle", f"{cell}-oracle", all_four, plan.few), soon=plan.seeds)
+        if plan.scale != "paper":
+            all_four = _asked(plan, "phase1", "erm", **CELLS[cell], environments="low,medium,high,crisis")
+            jobs += split(Job("phase1", "metrics", cell, "oracle", f"{cell}-oracle", all_four, plan.few), soon=plan.seeds)
     return jobs
 
 # %% ../nbs/21_campaign.ipynb #a39a0e51
@@ -210,8 +211,9 @@ def _weights(plan: Plan) -> list[Job]:
 
 
 def phase1(plan: Plan) -> list[Job]:
-    "The jobs of Phase 1."
-    return _compared(plan) + _controls(plan) + _weights(plan)
+    "The jobs of Phase 1; at the scale of record, which takes a core hours for each seed, the comparison alone."
+    beside = [] if plan.scale == "paper" else _controls(plan) + _weights(plan)
+    return _compared(plan) + beside
 
 # %% ../nbs/21_campaign.ipynb #f4be6d13
 def _spent(plan: Plan, n_paths: int, rate: float) -> dict:

@@ -66,6 +66,13 @@ def test_each_arm_of_phase_1_has_the_seeds_that_it_is_compared_by():
     assert min(job.seed for job in rows if job.arm == "erm_again") == 1000
 
 
+def test_the_protocol_of_record_is_the_comparison_alone():
+    plan = Plan(scale="paper", seeds=3, primary_seeds=3, cells="band-seeing")
+    arms = arms_of("phase1", plan)
+    assert {arm for _, arm in arms} == {"erm", "erm_reg", "irm", "hirm", "groupdro", "vrex"} and set(map(tuple, arms.values())) == {(0, 1, 2)}
+    assert {job.asked["scale"] for job in jobs("phase1", plan)} == {"paper"} and {look.page for look in CAMPAIGNS["phase1"].looks(plan)} == {"evaluate", "diagnose"}
+
+
 def test_what_waits():
     order = {(job.table, job.cell, job.arm, job.seed): job.order for job in jobs("phase1", Plan(seeds=7, primary_seeds=12))}
     assert order["metrics", "band-seeing", "irm", 5] == 0 and order["metrics", "band-seeing", "irm", 10] == 1
