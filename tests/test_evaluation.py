@@ -10,7 +10,7 @@ import torch
 
 from hirm.batches import policy_loss
 from hirm.config import Config
-from hirm.environments import BLOCK, BLOCKS, ENVIRONMENTS, common_episodes
+from hirm.environments import BLOCK, BLOCKS, ENVIRONMENTS, Environment, common_episodes
 from hirm.evaluation import (PROBES, Outcome, Probe, _long, announce, calendar_pnl, choose_hedger, costlier, crises, deepest_fall, diary, evaluate,
                              expected_seconds, how_long, judge, jumpier, max_drawdown, metrics, outcomes, pnl_by_spot, relative_turnover, resting_band,
                              scene, tail_quantiles, what_next)
@@ -400,3 +400,15 @@ def test_a_line_is_shown_on_the_page_and_on_the_terminal_of_papermill(monkeypatc
         monkeypatch.setenv("HIRM_PROGRESS", "terminal")
         assert announce("twice").data == "twice"
     assert (tmp_path / "terminal").read_text() == "\ntwice\n"
+
+
+def test_a_hedger_on_another_device_is_shown_its_paths_there(monkeypatch):
+    asked = []
+    def stop(*_, device=None):
+        asked.append(device or torch.get_default_device().type)
+        raise InterruptedError
+    monkeypatch.setattr("hirm.evaluation._arrivals", stop)
+    monkeypatch.setattr(Environment, "episode", stop)
+    for show in (lambda: resting_band({}, device="meta"), lambda: diary({}, ENVIRONMENTS["covid"], "2020-02-19", "meta")):
+        with pytest.raises(InterruptedError): show()
+    assert asked == ["meta", "meta"]
