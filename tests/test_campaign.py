@@ -73,6 +73,13 @@ def test_the_protocol_of_record_is_the_comparison_alone():
     assert {job.asked["scale"] for job in jobs("phase1", plan)} == {"paper"} and {look.page for look in CAMPAIGNS["phase1"].looks(plan)} == {"evaluate", "diagnose"}
 
 
+def test_methods_that_are_not_asked_for_are_in_no_table_of_phase_1():
+    plan = Plan(methods="irm,erm")
+    assert {job.asked["method"] for job in jobs("phase1", plan)} == {"irm", "erm"}
+    assert {job.arm for job in jobs("phase1", plan) if job.table == "controls"} == {"erm_again", "irm_permuted", "erm_permuted", "erm_early"}
+    assert {job.arm for job in jobs("phase1", plan) if job.table == "weights"} == {"irm"}
+
+
 def test_what_waits():
     order = {(job.table, job.cell, job.arm, job.seed): job.order for job in jobs("phase1", Plan(seeds=7, primary_seeds=12))}
     assert order["metrics", "band-seeing", "irm", 5] == 0 and order["metrics", "band-seeing", "irm", 10] == 1
@@ -90,7 +97,7 @@ REFUSED = {
     "sede=1": "unknown word of --config 'sede', did you mean 'seeds'?", "policies=band": "unknown word of --config 'policies'",
     "seeds=-3": "seeds must be a whole number from 1 to 1,000, got -3", "seeds=1.5": "seeds must be a whole number from 1 to 1,000, got 1.5",
     "seeds=1e6": "got 1000000.0", "seeds=True": "got True", "seeds=": "got None", "seeds=five": "got 'five'", "scale=nosuch": "unknown scale 'nosuch', did you mean 'smoke'?",
-    "cells=xyz": "unknown cell 'xyz', did you mean", "cells=mlp-seeing": "cells must name band-seeing", "cells=": "cells must be names", "cells=all,band-seeing": "unknown cell 'all'",
+    "cells=xyz": "unknown cell 'xyz', did you mean", "cells=mlp-seeing": "cells must name band-seeing", "methods=irm": "methods must name erm, with which the others are compared, got 'irm'; write erm,irm", "methods=term,erm": "unknown method of Phase 1 'term'", "cells=": "cells must be names", "cells=all,band-seeing": "unknown cell 'all'",
     "control_seeds=9": "control_seeds must be a whole number from 1 to 2, got 9", "primary_seeds=1": "primary_seeds must be a whole number from 2 to 1,000, got 1",
     "device=cpu; touch ran": "device must be cpu, cuda or cuda:<number>, got 'cpu; touch ran'", "device=gpu": "got 'gpu'",
 }
