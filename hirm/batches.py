@@ -126,11 +126,13 @@ def shaken(
     if episode.prices.shape[-1] != 1:
         raise ValueError(f"only the spot can be changed, got {episode.prices.shape[-1]} instruments; leave attack_radius out")
     paths = episode.paths
-    daily = paths.iv.mT[..., :-1, :] * paths.dt**0.5
-    growth = (moves.mT * daily).cumsum(-2).exp()  # (…, n_steps, n_paths), paths innermost in memory
-    first = paths.spot.mT[..., :1, :]
-    spot = torch.cat([first, paths.spot.mT[..., 1:, :] * growth], -2).mT
-    return replace(episode, paths=replace(paths, spot=spot), prices=join_instruments([spot]), payoff=episode.liability.payoff(spot[..., -1]))
+    before, quotes = paths.spot.mT, paths.iv.mT  # (…, n_steps+1, n_paths), paths innermost in memory
+    daily = quotes[..., :-1, :] * paths.dt**0.5
+    growth = (moves.mT * daily).cumsum(-2).exp()
+    moved = before[..., 1:, :] * growth
+    spot = torch.cat([before[..., :1, :], moved], -2).mT
+    payoff = episode.liability.payoff(spot[..., -1])
+    return replace(episode, paths=replace(paths, spot=spot), prices=join_instruments([spot]), payoff=payoff)
 
 # %% ../nbs/16_batches.ipynb #44499ee5
 def batches(

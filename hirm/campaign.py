@@ -235,7 +235,8 @@ def _spent(plan: Plan, n_paths: int, rate: float) -> dict:
 def learning(plan: Plan) -> list[Job]:
     "The jobs of the page on what is learnt; each arm is one job."
     def job(name, method, n_seeds, **special):
-        return Job("learning", "metrics", "", name, name, _asked(plan, "learning", method, **special), n_seeds)
+        asked = _asked(plan, "learning", method, **special)
+        return Job("learning", "metrics", "", name, name, asked, n_seeds)
 
     usual = plan.sizes["n_paths"]
     jobs = [job(method, method, plan.few) for method in METHODS if method not in CRITERIA.methods]
@@ -500,11 +501,15 @@ SHOWN = "low,medium,high,crisis,crisis_jumps,crisis_liquidity,crisis_broken,gfc,
 
 def phase1_looks(plan: Plan) -> list[Look]:
     "Each cell of Phase 1 evaluated and diagnosed, its first seeds."
+    first = [job for job in _compared(plan) if job.seed < plan.seeds]
     seeds = ",".join(map(str, range(plan.seeds)))
-    jobs, found = _compared(plan), []
+    n_paths = plan.sizes["n_evaluation"]
+    evaluated = dict(environments=SHOWN, n_paths=n_paths // 5)
+    diagnosed = dict(n_paths=max(100, n_paths // 25))
+    looks = []
     for cell in plan.chosen:
-        after = tuple(job.name for job in jobs if job.cell == cell and job.seed < plan.seeds)
+        after = tuple(job.name for job in first if job.cell == cell)
         asked = CELLS[cell] | dict(seeds=seeds, runs=f"runs/{plan.apart('phase1')}")
-        found.append(Look("phase1", "evaluate", cell, asked | dict(environments=SHOWN, n_paths=plan.sizes["n_evaluation"] // 5), after))
-        found.append(Look("phase1", "diagnose", cell, asked | dict(n_paths=max(100, plan.sizes["n_evaluation"] // 25)), after))
-    return found
+        looks.append(Look("phase1", "evaluate", cell, asked | evaluated, after))
+        looks.append(Look("phase1", "diagnose", cell, asked | diagnosed, after))
+    return looks

@@ -44,6 +44,11 @@ def runs_of(
     "The runs that answer some jobs, each beside its job."
     return [(job, run) for job in jobs for run in records(_config(job))]
 
+
+def _place(job: Job, run: Run) -> int:
+    "A run's seed, counted from the first of its arm: by it arms are paired."
+    return run.config["seed"] - job.first
+
 # %% ../nbs/24_gathering.ipynb #9d1c0a47
 def _in_numbers(job: Job, run: Run) -> pd.DataFrame:
     "How a run was judged, and the baselines beside it."
@@ -58,9 +63,11 @@ def _in_numbers(job: Job, run: Run) -> pd.DataFrame:
 
 def _without_numbers(job: Job, run: Run) -> pd.DataFrame:
     "The rows of a run that diverged."
-    seed = run.config["seed"] - job.first
-    rows = [dict(method=job.arm, seed=seed, environment=name, role=environment.role) for name, environment in judged_environments(_config(job)).items()]
-    return pd.DataFrame(rows).assign(selection=f"diverged at update {run.diverged}", job=job.name)
+    judged_in = judged_environments(_config(job))
+    roles = [environment.role for environment in judged_in.values()]
+    frame = pd.DataFrame(dict(environment=list(judged_in), role=roles))
+    frame = frame.assign(method=job.arm, seed=_place(job, run), job=job.name)
+    return frame.assign(selection=f"diverged at update {run.diverged}")
 
 
 def judged(
@@ -148,16 +155,20 @@ HELD_AS = ("ensemble", "blend")  # what `choose_hedger` makes of members
 def _hedgers(plan: Plan, runs: list[tuple[Job, Run]]) -> dict[str, pd.DataFrame]:
     "The hedger that each job put together, the baselines once, and what every hedger was chosen by."
     hedgers, validations = [], []
-    kept = {job.name: (job, run) for job, run in runs if run.diverged is None}
-    for job, run in kept.values():
-        who = dict(seed=job.seed, job=job.name)
-        validations.append(pd.read_csv(run.artifacts / "validation.csv").assign(method=job.arm, **who))
+    one_of_each = {job.name: (job, run) for job, run in runs if run.diverged is None}
+    for job, run in one_of_each.values():
+        who = dict(method=job.arm, seed=job.seed, job=job.name)
+        chosen_by = pd.read_csv(run.artifacts / "validation.csv")
+        validations.append(chosen_by.assign(**who))
         table = pd.read_csv(run.artifacts / "metrics.csv").drop(columns=LEFT_OUT)
         own = table[table["method"].isin(HELD_AS)]
-        hedgers.append(own.assign(hedger=own["method"]).assign(method=job.arm, **who))
-        hedgers.append(table[table["method"].isin(BASELINES)].assign(seed=0, job="baseline"))
-    table = pd.concat(hedgers, ignore_index=True).drop_duplicates(["job", "method", "seed", "environment"])
-    return dict(hedgers=table.round(8), validation=pd.concat(validations, ignore_index=True).round(8))
+        baselines = table[table["method"].isin(BASELINES)]
+        hedgers.append(own.assign(hedger=own["method"], **who))
+        hedgers.append(baselines.assign(seed=0, job="baseline"))
+    keys = ["job", "method", "seed", "environment"]
+    table = pd.concat(hedgers, ignore_index=True).drop_duplicates(keys)
+    validation = pd.concat(validations, ignore_index=True)
+    return dict(hedgers=table.round(8), validation=validation.round(8))
 
 # %% ../nbs/24_gathering.ipynb #ee258498
 PLANTED_COLUMN, SHOWN_VOLS = "last_return", dict(low=0.08, high=0.55)
@@ -191,7 +202,7 @@ def _inside(job: Job, own: list[Run], n_paths: int) -> pd.DataFrame:
     "Diagnostics of the members of one arm, one row each."
     config, policy = _config(job), load_policy(own)
     environments = _beforehand(config)
-    seeds = [run.config["seed"] - job.first for run in own]
+    seeds = [_place(job, run) for run in own]
     looked = diagnose({job.arm: policy}, environments.values(), n_paths, seed=0, seeds=seeds)
     mine = looked.stability.query("method == @job.arm and set == 'train'").drop(columns=["method", "set"]).reset_index(drop=True)
     each = looked.environments.query("method == @job.arm").groupby("seed", sort=False)
@@ -230,30 +241,35 @@ def _linear_probes(see: Callable, cell: str, n_paths: int) -> dict:
 
 def _known(plan: Plan, runs: list[tuple[Job, Run]]) -> dict[str, pd.DataFrame]:
     "What the representations of a few seeds know of the regime and of the tempting column, beside the features themselves."
-    frames, n_paths = [], max(100, plan.sizes["n_evaluation"] // 200)
-    early = [(job, run) for job, run in runs if job.cell in PROBED and run.config["seed"] - job.first < plan.few]
+    n_paths = max(100, plan.sizes["n_evaluation"] // 200)
+    frames = []
+
+    def add(see, cell, method, seeds):
+        read = pd.DataFrame(_linear_probes(see, cell, n_paths))
+        frames.append(read.assign(cell=cell, method=method, seed=seeds))
+
+    early = [(job, run) for job, run in runs if job.cell in PROBED and _place(job, run) < plan.few]
     for job, own in _alike(early):
-        read = _linear_probes(load_policy(own).representation, job.cell, n_paths)
-        seeds = [run.config["seed"] - job.first for run in own]
-        frames.append(pd.DataFrame(read).assign(cell=job.cell, method=job.arm, seed=seeds))
+        representation = load_policy(own).representation
+        add(representation, job.cell, job.arm, [_place(job, run) for run in own])
     for cell, (_, column, _) in PROBED.items():
         shown = partial(features, columns=(*USUAL[:3], column))
-        frames.append(pd.DataFrame(_linear_probes(shown, cell, n_paths)).assign(cell=cell, method="features", seed=0))
+        add(shown, cell, "features", 0)
     return {"known": pd.concat(frames, ignore_index=True).round(6)}
 
 # %% ../nbs/24_gathering.ipynb #02ca7153
 def _planted_tails(plan: Plan, runs: list[tuple[Job, Run]]) -> dict[str, pd.DataFrame]:
     "Quantiles of the loss of the primary cell's hedgers at home and where the sign has turned, mean over the seeds."
-    shown, frames = ("coloured_home", "coloured_turned"), []
+    frames = []
     for job, run in runs:
         if job.cell == "primary" and run.diverged is None:
             tails = pd.read_csv(run.artifacts / "tails.csv")
-            tails = tails[tails["environment"].isin(shown)]
-            frames.append(tails[tails["method"] == job.asked["method"]].assign(method=job.arm))
+            tails = tails[tails["environment"].isin(["coloured_home", "coloured_turned"])]
+            own = tails[tails["method"] == job.asked["method"]]
+            frames.append(own.assign(method=job.arm))
             frames.append(tails[tails["method"] == "delta"])
-    keys = [name for name in frames[0].columns if name in ("method", "environment", "level", "quantile")]
-    values = [name for name in frames[0].select_dtypes("number") if name not in (*keys, "seed", "member")]
-    return {"tails": pd.concat(frames).groupby(keys, sort=False)[values].mean().reset_index().round(8)}
+    over_seeds = pd.concat(frames).groupby(["method", "environment", "level"], sort=False)
+    return {"tails": over_seeds["loss"].mean().reset_index().round(8)}
 
 
 def _planted_scores(plan: Plan, runs: list[tuple[Job, Run]]) -> dict[str, pd.DataFrame]:
@@ -334,7 +350,8 @@ def _by_hedger(job: Job, frame: pd.DataFrame) -> pd.DataFrame:
     "The rows of a run's member, of its members held together, and of delta, named by the arm."
     names = {job.asked["method"]: job.arm, "delta": "delta"}
     names |= {held: f"{job.arm}_together" for held in HELD_AS}
-    return frame.assign(cell=job.cell, method=frame["method"].map(names)).dropna(subset=["method"])
+    named = frame.assign(cell=job.cell, method=frame["method"].map(names))
+    return named.dropna(subset=["method"])
 
 
 def _walked(plan: Plan, runs: list[tuple[Job, Run]]) -> dict[str, pd.DataFrame]:
@@ -390,10 +407,13 @@ def jobs(
 def _refuse_missing(campaign: str, plan: Plan, runs: list[tuple[Job, Run]]) -> None:
     "Refuse to gather while a run is not finished, and say how it is made."
     missing = {run.folder.name: job.name for job, run in runs if not run.done}
-    if missing:
-        notebooks = [f"runs/{plan.apart(campaign)}/notebooks/{name}.ipynb" for name in dict.fromkeys(missing.values())]
-        raise FileNotFoundError(f"runs of {campaign}: expected {len(runs)} that are finished, got {len(runs) - len(missing)}; missing: {', '.join(missing)}; "
-                                f"give the same command once more with --forcerun {' '.join(notebooks)}")
+    if not missing:
+        return
+    folder = f"runs/{plan.apart(campaign)}/notebooks"
+    notebooks = " ".join(f"{folder}/{name}.ipynb" for name in dict.fromkeys(missing.values()))
+    n_done = len(runs) - len(missing)
+    raise FileNotFoundError(f"runs of {campaign}: expected {len(runs)} that are finished, got {n_done}; "
+                            f"missing: {', '.join(missing)}; give the same command once more with --forcerun {notebooks}")
 
 
 def gather(
