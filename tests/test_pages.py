@@ -68,6 +68,7 @@ def test_a_missing_name_is_found():
 @pytest.mark.parametrize("path", [path for path in PRINTED if path.suffix == ".ipynb"], ids=lambda path: path.stem)
 def test_printed_numbers_can_be_read(path):
     assert not (found := re.findall(r"-0\.0*(?![\d.])|\bNaN\b|(?<![\d.])0\.0000\d*|(?<![\d.<])0\.000(?!\d)", shown(path))), found
+    assert not re.search(r"\bnp\.\w+\(|\btensor\(", shown(path)), "a NumPy number that is glued shows its type"
     assert not re.search(r": none\b|\bnone;", prose(path))
 
 
