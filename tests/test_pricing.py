@@ -68,6 +68,9 @@ def test_negative_life_and_vol_are_refused(function, dtype):
         with pytest.raises(ValueError, match=message):
             function(spot, 1.0, tau, vol)
     assert function(spot, 1.0, 0.25, math.nan).isnan().all()
+    with pytest.raises(ValueError, match="vol must not be negative"):
+        function(spot, 1.0, 0.25, torch.tensor([math.nan, 0.1, -0.1], dtype=dtype))  # NaN hides nothing
+    assert function(spot[:0], 1.0, 0.25, 0.2).shape == (0,)
 
 
 def test_where_values_are_not_looked_at_negative_life_and_vol_give_nan():
