@@ -282,7 +282,7 @@ def irm(
     slope = scale_gradients(sample, state)  # (M, E, 2)
     return erm(sample) + weight * product(slope[..., None]).mean(-1)
 
-
+# %% ../nbs/10_objectives.ipynb #obj00002
 def hirm(
     sample: Sample,     # losses and head, two copies per environment
     weight: Tensor,     # λ, (M,)

@@ -544,7 +544,7 @@ class Groups:
             raise ValueError(f"groups of {self.size} need a multiple of as many members, got {len(positions)}; name other seeds")
         return positions.unflatten(0, (-1, self.size)).mean(1)
 
-
+# %% ../nbs/08_policies.ipynb #ens00002
 @dataclass(frozen=True)
 class Blend:
     """Trust an ensemble where its members agree, and an anchor where they do not.
@@ -574,7 +574,7 @@ class Blend:
         anchor = self.anchor(episode)
         return anchor + trust * (mean - anchor)
 
-
+# %% ../nbs/08_policies.ipynb #ens00004
 @dataclass
 class Cached:
     "A policy that is asked once for each episode, however many look at its answer."
