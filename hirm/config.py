@@ -524,12 +524,18 @@ def _read_contents(name, value):
 
 def _found_contents(config):
     "Fingerprint of all that a config names; ValueError where the record holds another."
-    things = {f"method {config.method}": find_method(config.method), f"policy {config.policy}": POLICIES[config.policy]}
-    things |= {f"column {name}": COLUMNS[name] for name in config.columns}
-    things |= {f"environment {name}": environment for name, environment in judged_environments(config, cost=1.0).items()}
-    things |= {f"need {need}": NEEDS[need] for need in find_method(config.method).needs if need not in (*HEADS, "scale", "anchor")}
+    method = find_method(config.method)
+    things = {f"method {config.method}": method, f"policy {config.policy}": POLICIES[config.policy]}
+    for name in config.columns:
+        things[f"column {name}"] = COLUMNS[name]
+    for name, environment in judged_environments(config, cost=1.0).items():
+        things[f"environment {name}"] = environment
+    for need in method.needs:
+        if need not in (*HEADS, "scale", "anchor"):
+            things[f"need {need}"] = NEEDS[need]
     found = {name: fingerprint(thing) for name, thing in things.items()}
-    found |= {f"plugin {file.stem}": hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in plugin_files(config.plugins)}
+    for file in plugin_files(config.plugins):
+        found[f"plugin {file.stem}"] = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
     expected = config.contents or {}
     if changed := [name for name in found if expected.get(name, found[name]) != found[name]]:
         raise ValueError(f"{', '.join(changed)} must be what it was when this run was made, got another of the same name; "

@@ -411,15 +411,16 @@ def response(
 ) -> pd.DataFrame:  # one row per member: change (mean size, shares per call) and signed (its mean)
     """Return how a position changes when a column goes from one value to another, all else held."""
     def positions(episode, value):  # in the spot, (M, n_paths, n_steps), where the column is this value
-        probe = Probe(f"{column} {value:g}", columns={column: lambda x: torch.full_like(x, value)})
-        return torch.cat([policy(piece)[..., 0] for piece in pieces(episode, CHUNK, probe)], 1)
+        shown = lambda x: torch.full_like(x, value)
+        probe = Probe(f"{column} {value:g}", columns={column: shown})
+        held = [policy(piece)[..., 0] for piece in pieces(episode, CHUNK, probe)]
+        return torch.cat(held, 1)
 
     changes = []
     for episode in common_episodes(environment, n_paths, "evaluation", seed):
         changes.append(positions(episode, high) - positions(episode, low))
     change = torch.cat(changes, 1).double()
     return pd.DataFrame({"change": change.abs().mean((1, 2)), "signed": change.mean((1, 2))})
-
 
 # %% ../nbs/20_diagnostics.ipynb #prob0002
 def _moments(

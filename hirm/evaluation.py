@@ -190,8 +190,9 @@ def pnl_by_spot(
     order = outcome.spot.reshape(-1).argsort()
     bins = order.tensor_split(min(n_bins, len(order)))
     spot, pnl = outcome.spot.reshape(-1).double(), outcome.pnl.double()
-    mean = torch.stack([pnl[..., b].mean(-1) for b in bins], -1)
-    return torch.stack([spot[b].mean() for b in bins]).cpu().numpy(), mean.cpu().numpy()
+    mean_spot = torch.stack([spot[some].mean() for some in bins])
+    mean_pnl = torch.stack([pnl[..., some].mean(-1) for some in bins], -1)
+    return mean_spot.cpu().numpy(), mean_pnl.cpu().numpy()
 
 
 def calendar_pnl(
@@ -201,8 +202,10 @@ def calendar_pnl(
     """Return the P&L of each calendar day, averaged over the windows that are open on it."""
     days = load_series(windows.source)["date"].to_numpy()
     first = np.searchsorted(days, windows.dates.to_numpy())
-    day = days[first[:, None] + np.arange(daily.shape[-1])].reshape(-1)
-    return pd.DataFrame(daily.double().flatten(1).T.cpu().numpy()).groupby(day).mean().rename_axis("date")
+    since = np.arange(daily.shape[-1])
+    day = days[first[:, None] + since].reshape(-1)
+    by_member = daily.double().flatten(1).T.cpu().numpy()
+    return pd.DataFrame(by_member).groupby(day).mean().rename_axis("date")
 
 # %% ../nbs/18_evaluation.ipynb #218cacfd
 def pieces(
@@ -211,7 +214,10 @@ def pieces(
     probe: Probe = Probe(),
 ) -> Iterator[Episode]:
     """Yield an episode some paths at a time; a feature is distorted over the whole episode, then cut."""
-    seen = {name: change(COLUMNS[name].values(episode)[..., :episode.paths.n_steps]) for name, change in probe.columns.items()}
+    acting = slice(episode.paths.n_steps)
+    seen = {}
+    for name, change in probe.columns.items():
+        seen[name] = change(COLUMNS[name].values(episode)[..., acting])
     for start in range(0, episode.paths.n_paths, chunk):
         here = slice(start, start + chunk)
         shown = {name: lambda _, cut=values[..., here, :]: cut for name, values in seen.items()}

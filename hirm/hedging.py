@@ -61,9 +61,10 @@ class Episode:
     def take(self, paths: slice) -> "Episode":
         "Some of the paths."
         here = lambda x: x[..., paths, :]
-        return replace(self, paths=map_paths(here, self.paths), prices=self.prices[..., paths, :, :], payoff=self.payoff[..., paths],
-                       premium=self.premium.expand_as(self.payoff)[..., paths],
-                       origin=None if self.origin is None else self.origin[..., paths])
+        premium = self.premium.expand_as(self.payoff)
+        origin = None if self.origin is None else self.origin[..., paths]
+        return replace(self, paths=map_paths(here, self.paths), prices=self.prices[..., paths, :, :],
+                       payoff=self.payoff[..., paths], premium=premium[..., paths], origin=origin)
 
     def chunks(self,
         size: int,  # paths at a time
@@ -76,11 +77,14 @@ class Episode:
     ) -> "Episode":
         "A choice of paths of its own for each member, environment and half."
         def rows(x):  # (…, n_paths, n) -> (…, n_picked, n), paths innermost in memory
-            return x.mT.gather(-1, index[..., None, :].expand(*index.shape[:-1], x.shape[-1], -1)).mT
-        prices = join_instruments([rows(self.prices[..., i]) for i in range(self.prices.shape[-1])])
-        return replace(self, paths=map_paths(rows, self.paths), prices=prices, payoff=self.payoff.gather(-1, index),
-                       premium=self.premium.expand_as(self.payoff).gather(-1, index),
-                       origin=None if self.origin is None else self.origin.gather(-1, index))
+            every_date = index[..., None, :].expand(*index.shape[:-1], x.shape[-1], -1)
+            return x.mT.gather(-1, every_date).mT
+
+        prices = join_instruments([rows(one) for one in self.prices.unbind(-1)])
+        premium = self.premium.expand_as(self.payoff)
+        origin = None if self.origin is None else self.origin.gather(-1, index)
+        return replace(self, paths=map_paths(rows, self.paths), prices=prices,
+                       payoff=self.payoff.gather(-1, index), premium=premium.gather(-1, index), origin=origin)
 
     def spread(self) -> Tensor:  # (…, n_paths, n_steps+1, n_instruments)
         "Half-spread of a small trade, as a fraction of the price."
@@ -181,11 +185,14 @@ class Ledger:
 
     def daily_pnl(self) -> Tensor:  # (…, n_paths, n_steps+1), in units of S_0
         "P&L of each date, the option marked to its implied vol; the sum over dates is `pnl`."
-        e = self.episode
-        owed = torch.cat([e.value[..., :-1], e.payoff[..., None]], -1)  # at T the payoff itself
-        sale = (e.premium.expand_as(e.payoff) - owed[..., 0])[..., None]
-        held = (self.positions * e.prices.diff(dim=-2)).sum(-1)
-        return torch.cat([sale.expand(*held.shape[:-1], 1), held - owed.diff(dim=-1)], -1) - self.costs
+        trade = self.episode
+        owed = torch.cat([trade.value[..., :-1], trade.payoff[..., None]], -1)  # at T the payoff itself
+        premium = trade.premium.expand_as(trade.payoff)
+        sale = (premium - owed[..., 0])[..., None]
+        earned = (self.positions * trade.prices.diff(dim=-2)).sum(-1)
+        each_day = earned - owed.diff(dim=-1)
+        first_day = sale.expand(*earned.shape[:-1], 1)
+        return torch.cat([first_day, each_day], -1) - self.costs
 
 
 def _check_positions(

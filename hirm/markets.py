@@ -114,8 +114,9 @@ class Paths:
     def variance_swap(self) -> Tensor: # in units of total variance, (…, n_paths, n_steps+1)
         "Price of the idealised variance swap: variance realised so far plus what is expected until expiry."
         variance = self.variance.mT
+        each_day = (variance[..., 1:, :] + variance[..., :-1, :]) * (self.dt / 2)
         swap = (self.iv.square() * self.tau).mT
-        swap[..., 1:, :] += ((variance[..., 1:, :] + variance[..., :-1, :]) * (self.dt / 2)).cumsum(dim=-2)
+        swap[..., 1:, :] += each_day.cumsum(dim=-2)
         return swap.mT if self.jumped is None else swap.mT + self.jumped
 
 # %% ../nbs/01_markets.ipynb #fc785eb2
@@ -123,7 +124,11 @@ def _join(how, paths: Sequence[Paths], dim: int) -> Paths:
     "Join each field of several paths in its time-major layout."
     first = paths[0]
     _require(all(p.dt == first.dt for p in paths), "paths that are joined must share dt", [p.dt for p in paths], "simulate them on one grid")
-    return replace(first, **{name: how([getattr(p, name).mT for p in paths], dim).mT for name in first._tensors()})
+    joined = {}
+    for name in first._tensors():
+        by_date = [getattr(p, name).mT for p in paths]
+        joined[name] = how(by_date, dim).mT
+    return replace(first, **joined)
 
 
 def stack(
@@ -161,6 +166,16 @@ def normals(
     for row, member in zip(draws, members):
         row.normal_(generator=member)
     return draws.to(device)
+
+
+def _step_noise(
+    variance: Tensor, # that is to be filled, (M, n_past+n_steps+1, n_paths)
+    generators: Sequence[torch.Generator], # one per member
+    *kinds: int, # how many numbers drive a step; left out, one
+) -> Tensor: # (M, *kinds, n_past+n_steps, n_paths)
+    "Draw what drives each step between its rows."
+    steps = variance.shape[1] - 1, variance.shape[2]
+    return normals((*kinds, *steps), generators, variance.dtype, variance.device)
 
 # %% ../nbs/01_markets.ipynb #3ecc0f80
 BLOCK = 2048 # paths drawn at a time: small enough for the cache, and fixed, so that results do not depend on how a caller chunks
@@ -268,7 +283,7 @@ class GBM(Market):
     def log_returns(self, variance: Tensor, n_past: int, dt: float, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor | None]:
         "Fill `variance`, (M, n_past+n_steps+1, n_paths), and return the log-returns between its rows, and no jumps."
         variance.fill_(self.vol**2)
-        noise = normals((variance.shape[1] - 1, variance.shape[2]), generators, variance.dtype, variance.device)
+        noise = _step_noise(variance, generators)
         return noise.mul_(self.vol * math.sqrt(dt)).sub_(self.vol**2 * dt / 2), None
 
 # %% ../nbs/01_markets.ipynb #5c51ef94
@@ -309,7 +324,7 @@ class Heston(Market):
             returns, _ = self.log_returns(wide, n_past, dt, generators)
             variance.copy_(wide)
             return returns.to(variance.dtype), None
-        draws = normals((2, variance.shape[1] - 1, variance.shape[2]), generators, variance.dtype, variance.device)
+        draws = _step_noise(variance, generators, 2)
         moments = self._moments(dt, variance)
         self._fill(variance, n_past, draws[:, 0], moments)
         return self._returns(variance, draws[:, 1], dt, moments), None
@@ -317,14 +332,14 @@ class Heston(Market):
     def _moments(self, dt: float, like: Tensor) -> _Moments:
         "Of v_{t+dt} given v_t."
         xi = max(self.xi, _STILL)
-        stay, pull = math.exp(-self.kappa * dt), -math.expm1(-self.kappa * dt)
+        stay = math.exp(-self.kappa * dt)
+        pull = -math.expm1(-self.kappa * dt)
         mean, mean_slope = self.theta * pull, stay
-        half, half_slope = self.theta * (xi * pull)**2 / (4 * self.kappa), xi**2 * stay * pull / (2 * self.kappa)
-        # psi = variance / mean² falls with v, from xi² / (2 kappa theta) at 0: it crosses psi_c = 1.5 once or never
-        a, b, c = 1.5 * mean_slope**2, 3 * mean * mean_slope - 2 * half_slope, 1.5 * mean**2 - 2 * half
-        bend = (math.sqrt(b * b - 4 * a * c) - b) / (2 * a) if c < 0 else 0.
-        mean, half = (torch.tensor(-x, dtype=like.dtype, device=like.device) for x in (mean, half))
-        return _Moments(mean, -mean_slope, half, -half_slope, bend)
+        half = self.theta * (xi * pull)**2 / (4 * self.kappa)
+        half_slope = xi**2 * stay * pull / (2 * self.kappa)
+        bend = _bend(mean, mean_slope, half, half_slope)
+        negated = lambda x: torch.tensor(-x, dtype=like.dtype, device=like.device)
+        return _Moments(negated(mean), -mean_slope, negated(half), -half_slope, bend)
 
     def _fill(self, variance: Tensor, n_past: int, noise: Tensor, moments: _Moments) -> None:
         "Step the variance from date 0 to both ends; the past runs backwards, for a square-root process is time-reversible."
@@ -346,20 +361,32 @@ class Heston(Market):
 
     def _returns(self, variance: Tensor, noise: Tensor, dt: float, moments: _Moments) -> Tensor:
         "Log-returns given the variance at both ends of each step (Andersen 2008, eq. 33), E[S_{t+dt} | t] = S_t exactly."
-        now, later, tilt = variance[:, :-1], variance[:, 1:], self.rho / max(self.xi, _STILL)
-        k2, k3 = dt / 2 * (self.kappa * tilt - 0.5) + tilt, dt / 2 * (1 - self.rho**2)
+        now, later = variance[:, :-1], variance[:, 1:]
+        tilt = self.rho / max(self.xi, _STILL)
+        k2 = dt / 2 * (self.kappa * tilt - 0.5) + tilt
+        k3 = dt / 2 * (1 - self.rho**2)
         power = k2 + k3 / 2 # Andersen's A: E[exp(A v_{t+dt}) | v_t] is what the drift must undo
         minus, root, scale = _match(now, moments, [torch.empty_like(noise) for _ in range(4)])
         scale.mul_(-2 * power)
         drift = torch.log1p(scale).mul_(0.5).addcdiv_(root, scale + 1, value=-power)
         if moments.bend or power > 0:
-            gap, low = _gap(now, minus, moments), now < moments.bend
-            drift = torch.where(low, torch.log1p(power * minus / (power * gap - 1)).neg_(), drift)
+            gap = _gap(now, minus, moments)
+            low = now < moments.bend
+            exponential = torch.log1p(power * minus / (power * gap - 1)).neg_()
+            drift = torch.where(low, exponential, drift)
             exists = torch.where(low, power * gap < 1, scale > -1) # else Andersen's plain drift
             plain = -tilt * self.kappa * self.theta * dt + (k2 - 2 * tilt + k3 / 2) * now
             drift = torch.where(exists, drift, plain)
         drift.add_(later, alpha=k2).sub_(now, alpha=k3 / 2)
         return drift.addcmul_((now + later).sqrt_(), noise, value=math.sqrt(k3))
+
+
+def _bend(mean: float, mean_slope: float, half: float, half_slope: float) -> float:
+    "Where psi = variance / mean², which falls with v from xi² / (2 kappa theta) at 0, crosses psi_c = 1.5; 0 where it never does."
+    a = 1.5 * mean_slope**2
+    b = 3 * mean * mean_slope - 2 * half_slope
+    c = 1.5 * mean**2 - 2 * half
+    return (math.sqrt(b * b - 4 * a * c) - b) / (2 * a) if c < 0 else 0.
 
 
 _STILL = 1e-9 # xi below which a variance stands still to the ninth digit, and float64 keeps the spot's share of its noise
@@ -402,7 +429,7 @@ class SABR(Market):
 
     def log_returns(self, variance: Tensor, n_past: int, dt: float, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor | None]:
         "Fill `variance`, (M, n_past+n_steps+1, n_paths), and return the log-returns between its rows, and no jumps."
-        draws = normals((2, variance.shape[1] - 1, variance.shape[2]), generators, variance.dtype, variance.device)
+        draws = _step_noise(variance, generators, 2)
         noise = draws[:, 0].mul_(math.sqrt(dt))
         steps = noise * self.nu - self.nu**2 * dt / 2
         variance[:, n_past:] = _accumulate(steps[:, n_past:])

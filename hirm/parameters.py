@@ -202,10 +202,13 @@ def _number(number):
 
 def _array(array):
     "A tensor or an array: its type, its shape and its bytes, wherever they lie."
+    kind, shape = str(array.dtype), tuple(array.shape)
     if isinstance(array, Tensor):
-        kind, array = str(array.dtype), array.detach().cpu().resolve_conj().contiguous()
-        return kind, tuple(array.shape), hashlib.sha256(array.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
-    return str(array.dtype), array.shape, hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+        own = array.detach().cpu().resolve_conj().contiguous()
+        numbers = own.reshape(-1).view(torch.uint8).numpy()
+    else:
+        numbers = np.ascontiguousarray(array)
+    return kind, shape, hashlib.sha256(numbers.tobytes()).hexdigest()
 
 # %% ../nbs/00_parameters.ipynb #06f00004
 def _object(thing, within):
@@ -274,9 +277,14 @@ def _function(thing, within):
 
 def _constant(value):
     "Whether a global or an attribute of a class is one that does not change while a program runs."
-    plain = isinstance(value, (bool, int, float, str, bytes, Tensor, np.ndarray, np.generic, type, FunctionType, ModuleType))
-    frozen = is_dataclass(value) and not isinstance(value, type) and value.__dataclass_params__.frozen
-    return plain or frozen or isinstance(value, (tuple, frozenset)) and all(map(_constant, value))
+    if isinstance(value, _PLAIN):
+        return True
+    if is_dataclass(value):
+        return value.__dataclass_params__.frozen
+    return isinstance(value, (tuple, frozenset)) and all(map(_constant, value))
+
+
+_PLAIN = (bool, int, float, str, bytes, Tensor, np.ndarray, np.generic, type, FunctionType, ModuleType)
 
 
 def _loaded(code):
@@ -290,7 +298,8 @@ def _loaded(code):
 
 def _code(code, within):
     "What a piece of code does: its instructions, constants and names; neither where it stands nor its docstring."
-    constants = [constant for constant in code.co_consts if not isinstance(constant, str) or code.co_consts[0] is not constant]
+    docstring = code.co_consts[0] if code.co_consts else None
+    constants = [constant for constant in code.co_consts if not isinstance(constant, str) or constant is not docstring]
     names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
     return code.co_code.hex(), _contents(constants, within), names
 

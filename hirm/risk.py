@@ -286,7 +286,8 @@ def cvar_optimal_scale(
     """
     _check_alpha(alpha)
     _losses(other - hedge)
-    low, high = torch.full_like(hedge[..., 0], -4.0), torch.full_like(hedge[..., 0], 4.0)
+    low = torch.full_like(hedge[..., 0], -4.0)
+    high = torch.full_like(hedge[..., 0], 4.0)
     mass = _tail_mass(hedge.shape[-1], alpha)
     rank = torch.arange(math.ceil(mass), device=hedge.device)
     share = (mass - rank).clamp(0, 1).to(hedge.dtype)  # the last path by its fraction
@@ -312,9 +313,12 @@ def worst_mixture(
         _check_alpha(alpha)
     def side(tau):
         excess = loss - tau[:, None, None]
-        bound, worst = (tau[:, None] + excess.clamp_min(0).mean(-1) / (1 - alpha)).max(-1)
-        slope = 1 - (excess > 0).to(loss.dtype).mean(-1) / (1 - alpha)
+        shortfall = excess.clamp_min(0).mean(-1) / (1 - alpha)
+        bound, worst = (tau[:, None] + shortfall).max(-1)
+        beyond = (excess > 0).to(loss.dtype).mean(-1)
+        slope = 1 - beyond / (1 - alpha)
         return bound, slope.gather(-1, worst[:, None])[:, 0]
+
     with torch.no_grad():
         low, high = loss.amin((-2, -1)) - 1, loss.amax((-2, -1))
         for _ in range(steps):
