@@ -60,11 +60,20 @@ class Paths:
     jumped: Tensor | None = None # sum of squared log-jumps so far, (…, n_paths, n_steps+1); None: no jumps
 
     @property
-    def n_paths(self) -> int: return self.spot.shape[-2]
+    def n_paths(self) -> int:
+        "Paths of each member."
+        return self.spot.shape[-2]
+
     @property
-    def n_steps(self) -> int: return self.spot.shape[-1] - 1
+    def n_steps(self) -> int:
+        "Dates at which a hedger acts."
+        return self.spot.shape[-1] - 1
+
     @property
-    def maturity(self) -> float: return self.n_steps * self.dt
+    def maturity(self) -> float:
+        "Years from date 0 to expiry."
+        return self.n_steps * self.dt
+
     @property
     def tau(self) -> Tensor:
         "Years to expiry at each date, (n_steps+1,), exactly 0 at the last."

@@ -102,6 +102,7 @@ def probability_of_improvement(
 
 # %% ../nbs/11_stats.ipynb #f01c6f1e
 class Claim(NamedTuple):
+    """A mean, its interval, and the test that it lies between two margins."""
     estimate: float  # mean of the values
     low: float       # Student's interval, confidence 1 - 2 alpha
     high: float
