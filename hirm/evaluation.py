@@ -291,23 +291,32 @@ def judge(
     frames = {f.name: [] for f in fields(Judgement)}
     for environment in progress(list(environments), desc="judging", disable=quiet):
         named = baselines(environment) | dict(policies)
+        where = dict(environment=environment.name, role=environment.role, selection=selection, probe=probe.name)
         for method, left in outcomes(named, environment, n_paths, seed, probe=probe, **options).items():
             for name, frame in describe(*left, environment).items():
-                who = pd.DataFrame({"method": method, "member": frame.index, "seed": frame.index if seeds is None else np.asarray(seeds)[frame.index],
-                                    "environment": environment.name, "role": environment.role, "selection": selection, "probe": probe.name})
+                member = frame.index
+                own_seed = member if seeds is None else np.asarray(seeds)[member]
+                who = pd.DataFrame(dict(method=method, member=member, seed=own_seed) | where)
                 frames[name].append(pd.concat([who, frame.reset_index(drop=True)], axis=1))
     joined = {name: pd.concat(part, ignore_index=True) if part else pd.DataFrame() for name, part in frames.items()}
-    return Judgement(**joined | {"metrics": relative_turnover(joined["metrics"])})
+    joined["metrics"] = relative_turnover(joined["metrics"])
+    return Judgement(**joined)
 
 
 def relative_turnover(
     frame: pd.DataFrame,  # metrics, with columns method, seed, environment, probe, turnover
 ) -> pd.DataFrame:  # the same with a column `turnover_to_erm`, NaN where there is no ERM
     """Return the metrics with each turnover divided by ERM's in the same environment: with the same seed, or for a baseline, which has none, over all seeds."""
-    keys = ["environment", "probe", "seed"]
+    place = ["environment", "probe"]
+    keys = [*place, "seed"]
     erm = frame[frame["method"] == "erm"].drop_duplicates(keys)  # a sweep has its ERM once a weight
-    paired = erm.set_index(keys)["turnover"].reindex(pd.MultiIndex.from_frame(frame[keys])).to_numpy()
-    over_all = erm.groupby(keys[:2])["turnover"].mean().reindex(pd.MultiIndex.from_frame(frame[keys[:2]])).to_numpy()
+
+    def beside(turnover, columns):  # each row's own
+        rows = pd.MultiIndex.from_frame(frame[columns])
+        return turnover.reindex(rows).to_numpy()
+
+    paired = beside(erm.set_index(keys)["turnover"], keys)
+    over_all = beside(erm.groupby(place)["turnover"].mean(), place)
     base = np.where(frame["method"].isin(BASELINES), over_all, paired)
     return frame.assign(turnover_to_erm=frame["turnover"] / base)
 
@@ -378,8 +387,12 @@ def _update_seconds(config: Config) -> float:
     per_path, fixed = np.polyfit(sizes["paths"], sizes["seconds"], 1)
     of_method = methods.set_index("contender")["seconds"]
     seconds = of_method.get(config.method, of_method.max())  # a method that was not timed is taken for the dearest
+
+    def grown(paths):
+        return fixed + per_path * paths
+
     paths = len(config.members()) * len(config.names) * config.n_paths
-    return seconds * (fixed + per_path * paths) / (fixed + per_path * methods["paths"].iloc[0])
+    return seconds * grown(paths) / grown(methods["paths"].iloc[0])
 
 
 def expected_seconds(config: Config) -> float:
@@ -387,8 +400,10 @@ def expected_seconds(config: Config) -> float:
     timed = published("book/results/benchmarks_evaluation", "evaluation").set_index("job")["cpu_seconds"]
     usual = "judge ten members, band"
     band, own = timed[usual], timed.get(f"judge ten members, {config.policy}", timed[usual])  # a policy that was not timed is taken for a band
-    members, simulated = len(config.members()), [e for e in judged_environments(config).values() if not isinstance(e.market, Windows)]
-    checked = members * (config.updates // config.validate_every) * config.n_validation
+    members = len(config.members())
+    simulated = [e for e in judged_environments(config).values() if not isinstance(e.market, Windows)]
+    validations = config.updates // config.validate_every
+    checked = members * validations * config.n_validation
     judged = (members + 4) * len(simulated) * config.n_evaluation  # three baselines, and the hedger that is delivered
     hedging = own * (checked + judged) / (13 * 8 * 100_000)  # hedgers, environments and paths of the benchmark
     return STARTING + hedging + config.updates * _update_seconds(config) * own / band
@@ -446,9 +461,13 @@ def _arrivals(
     n_instruments: int,
 ) -> Episode:  # (1, 2 n_points, …): every point from below, then every point from above
     """Return paths that stand at half or at twice the spot of a point, jump to the point on its date, and stay."""
-    vol, days, there = (torch.tensor(points[name].tolist()).repeat(2)[:, None] for name in ("vol", "days", "moneyness"))
-    there = there * getattr(liability, "strike", 1.0)
-    away = there * torch.tensor([0.5, 2.0]).repeat_interleave(len(points))[:, None]
+    def twice(column):  # once from below, once from above
+        return torch.tensor(points[column].tolist()).repeat(2)[:, None]
+
+    vol, days = twice("vol"), twice("days")
+    there = twice("moneyness") * getattr(liability, "strike", 1.0)
+    far = torch.tensor([0.5, 2.0]).repeat_interleave(len(points))[:, None]
+    away = there * far
     arrived = torch.arange(n_steps + 1) >= n_steps - days
     spot = torch.where(arrived, there, away)[None]
     past = (vol / DAYS_PER_YEAR**0.5).expand(-1, N_PAST)[None]
