@@ -34,17 +34,24 @@ LATER: dict = {  # parameters that joined later, and the value that stands for w
 # %% ../nbs/14_runs.ipynb #f43292a5
 def _plain(value):
     "`value` with every number a float, so that `1` typed at the door and `1.0` by default are one question."
-    if isinstance(value, dict): return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)): return [_plain(v) for v in value]
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if isinstance(value, dict):
+        return {str(name): _plain(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if whole else value
 
 # %% ../nbs/14_runs.ipynb #a3116a73
 def config_hash(
     config: dict,  # resolved parameters: text, numbers, booleans, None, and lists of these
 ) -> str:  # eight hexadecimal digits, the same in every process
     "Names the protocol: every field of `config` that can change a result, other than method and seed."
-    asked = {k: v for k, v in config.items() if k not in (*LOCAL, "method", "seed", "history", "plugins")}  # a file is known by its digest
-    asked = {k: v for k, v in asked.items() if k not in LATER or v != LATER[k]}  # earlier runs keep their names
+    left_out = (*LOCAL, "method", "seed", "history", "plugins")  # a file is known by its digest
+    asked = {}
+    for name, value in config.items():
+        joined_later = name in LATER and value == LATER[name]  # earlier runs keep their names
+        if name not in left_out and not joined_later:
+            asked[name] = value
     text = json.dumps(_plain(asked), sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -65,17 +72,23 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 @contextmanager
 def _room(path):
     "Adds the file and the cure to the error of a full disk or a full quota."
-    try: yield
+    try:
+        yield
     except OSError as error:
-        if error.errno not in FULL: raise
-        raise OSError(error.errno, f"{os.strerror(error.errno)}, while writing {_near(path)}; make room and give the same command again: "
-                                   "a run goes on from its last kept state, and nothing is lost") from error
+        if error.errno not in FULL:
+            raise
+        fault = os.strerror(error.errno)
+        cure = ("make room and give the same command again: "
+                "a run goes on from its last kept state, and nothing is lost")
+        raise OSError(error.errno, f"{fault}, while writing {_near(path)}; {cure}") from error
 
 
 def _near(path):
     "A path as it is to be typed: from the project, or whole where it lies elsewhere."
     path = Path(path)
-    return os.path.relpath(path, project()) if path.is_relative_to(project()) else str(path)
+    if path.is_relative_to(project()):
+        return os.path.relpath(path, project())
+    return str(path)
 
 
 def atomic_write(
@@ -84,16 +97,16 @@ def atomic_write(
 ) -> None:
     "Writes a file so that a reader sees the old content or the new, never a part; OSError names the file when the disk is full."
     path = Path(path)
+    content = data.encode() if isinstance(data, str) else data
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # same folder: a rename across disks is a copy
     try:
         with _room(path), open(temporary, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
 
 # %% ../nbs/14_runs.ipynb #b0a45cc4
 def check_writable(
@@ -106,10 +119,10 @@ def check_writable(
         with tempfile.TemporaryFile(dir=folder) as file:  # without a name where the system can: a kill leaves nothing
             file.write(b"written")
     except OSError as error:
-        raise OSError(f"runs folder: expected one that can be written, got {str(folder)!r} ({os.strerror(error.errno)}); "
+        fault = os.strerror(error.errno)
+        raise OSError(f"runs folder: expected one that can be written, got {str(folder)!r} ({fault}); "
                       "name another by -p runs FOLDER, or change its permissions") from error
     return folder
-
 
 # %% ../nbs/14_runs.ipynb #60e942e7
 def write_tensors(
@@ -127,16 +140,29 @@ def read_tensors(
     device: str = "cpu",  # where the tensors are put
 ) -> tuple[dict, dict]:  # tensors by name, and the facts
     "Reads what `write_tensors` wrote; ValueError for any other file. Nothing is ever unpickled."
-    def refuse(got, cure): return ValueError(f"checkpoint {Path(path).name}: expected tensors written by a run of this project, got {got}; {cure}")
-    if not Path(path).is_file(): raise FileNotFoundError(f"checkpoint {Path(path).name}: no such file in {Path(path).parent.name}/; train first, or name one that is listed in manifest.json")
+    path = Path(path)
+
+    def refuse(got, cure):
+        return ValueError(f"checkpoint {path.name}: expected tensors written by a run of this project, "
+                          f"got {got}; {cure}")
+
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {path.name}: no such file in {path.parent.name}/; "
+                                "train first, or name one that is listed in manifest.json")
     try:
         with safe_open(path, "pt", device) as file:
-            facts, tensors = (file.metadata() or {}).get("hirm"), {name: file.get_tensor(name) for name in file.keys()}
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError as error:
-        head = Path(path).read_bytes()[:2]
-        if head == b"PK" or head[:1] == b"\x80": raise refuse("a pickle", "it may hold code and is not opened; save its weights as safetensors") from error
-        raise refuse(f"a truncated or foreign file ({error})", "delete it and run the same command again") from error
-    if facts is None: raise refuse("a safetensors file of another origin", "point at a file that is listed in a run's manifest.json")
+        head = path.read_bytes()[:2]
+        if head == b"PK" or head[:1] == b"\x80":
+            raise refuse("a pickle", "it may hold code and is not opened; save its weights as safetensors") from error
+        got = f"a truncated or foreign file ({error})"
+        raise refuse(got, "delete it and run the same command again") from error
+    facts = header.get("hirm")
+    if facts is None:
+        cure = "point at a file that is listed in a run's manifest.json"
+        raise refuse("a safetensors file of another origin", cure)
     return tensors, json.loads(facts)
 
 # %% ../nbs/14_runs.ipynb #b9aa659a
@@ -146,23 +172,33 @@ PACKAGES = ("hirm", "torch", "numpy", "scipy", "pandas", "QuantLib", "arch", "sk
 # %% ../nbs/14_runs.ipynb #079455a9
 def _git(*words):
     "The answer of git about the project, or None where there is no repository."
-    try: return subprocess.run(["git", "-C", str(project()), *words], capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError): return None
+    command = ["git", "-C", str(project()), *words]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return answer.stdout.strip()
 
 # %% ../nbs/14_runs.ipynb #43fc006a
 def _version(package):
     "The installed version, or None."
-    try: return version(package)
-    except PackageNotFoundError: return None
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 # %% ../nbs/14_runs.ipynb #afb08d50
 def provenance() -> dict:  # commit, dirty, python, versions, platform, threads
     "Describes the code and the machine; no environment variables, no paths, no host name."
     changes = _git("status", "--porcelain", "--untracked-files=no")
     return dict(
-        commit=_git("rev-parse", "HEAD"), dirty=None if changes is None else bool(changes),
-        python=platform.python_version(), versions={package: _version(package) for package in PACKAGES},
-        platform=f"{platform.system()} {platform.machine()}", cpus=os.cpu_count(), threads=torch.get_num_threads(),
+        commit=_git("rev-parse", "HEAD"),
+        dirty=None if changes is None else bool(changes),
+        python=platform.python_version(),
+        versions={package: _version(package) for package in PACKAGES},
+        platform=f"{platform.system()} {platform.machine()}",
+        cpus=os.cpu_count(),
+        threads=torch.get_num_threads(),
     )
 
 # %% ../nbs/14_runs.ipynb #1f2c7c8a
@@ -173,14 +209,21 @@ def _now():
 
 def _json(content, **how):
     "`content` as one JSON text, tensors and NumPy numbers as plain ones."
-    try: return json.dumps(content, allow_nan=False, default=lambda number: number.tolist(), **how) + "\n"
+    def as_plain(numbers):
+        return numbers.tolist()
+
+    try:
+        return json.dumps(content, allow_nan=False, default=as_plain, **how) + "\n"
     except ValueError as error:
-        raise ValueError(f"record: expected finite numbers, got {str(content)[:200]}; write None where a number is undefined") from error
+        raise ValueError(f"record: expected finite numbers, got {str(content)[:200]}; "
+                         "write None where a number is undefined") from error
 
 # %% ../nbs/14_runs.ipynb #39069de1
 def _digest(content):
     "Fingerprint of bytes or text."
-    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
+    if isinstance(content, str):
+        content = content.encode()
+    return hashlib.sha256(content).hexdigest()
 
 
 @dataclass
@@ -255,17 +298,23 @@ class Record:
     def metrics(self) -> pd.DataFrame:  # one row a logged step
         "The learning curves; a line that is still being written is left out, and ValueError says which other one is no line of a log."
         rows, fault = self._rows()
-        if fault is not None: raise self._refused("metrics.jsonl", fault)
+        if fault is not None:
+            raise self._refused("metrics.jsonl", fault)
         return pd.DataFrame(rows)
 
     def _rows(self, n_bytes=None):
         "The whole lines of the log, as far as it goes or `n_bytes`, and what is wrong with the first that cannot be read."
-        rows, text = [], (self.folder / "metrics.jsonl").read_bytes()[:n_bytes]
+        text = (self.folder / "metrics.jsonl").read_bytes()[:n_bytes]
+        rows = []
         for number, line in enumerate(text.splitlines(keepends=True), 1):
-            if not line.endswith(b"\n"): break
-            try: row = json.loads(line)
-            except ValueError: row = None
-            if not isinstance(row, dict): return rows, f"no row of a log in line {number}"
+            if not line.endswith(b"\n"):
+                break
+            try:
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            if not isinstance(row, dict):
+                return rows, f"no row of a log in line {number}"
             rows.append(row)
         return rows, None
 
@@ -273,45 +322,68 @@ class Record:
         "Whether every file is still the one that was closed; ValueError for a config that asks for another run, and for a file that has changed."
         asked = self.config
         own = run_folder(self.folder.parent, asked["method"], asked["seed"], config_hash(asked)).name
-        if own != self.folder.name: raise self._refused("config.yaml", f"one that asks for {own}: it was edited, or the folder was copied")
+        if own != self.folder.name:
+            got = f"one that asks for {own}: it was edited, or the folder was copied"
+            raise self._refused("config.yaml", got)
         closed = self.metadata.get("files") if self.done else None
-        for file, digest in (closed or {}).items():
+        if closed is None:
+            return False
+        for file, digest in closed.items():
             path = self.folder / file
-            if not path.is_file(): raise self._refused(file, "no such file")
-            if _digest(path.read_bytes()) != digest: raise self._refused(file, "one that has changed since the run was finished")
-        return closed is not None
+            if not path.is_file():
+                raise self._refused(file, "no such file")
+            if _digest(path.read_bytes()) != digest:
+                raise self._refused(file, "one that has changed since the run was finished")
+        return True
 
     def _read(self, file, *needed, parse=json.loads):
         "A file of the record as a dict with the keys that are needed; ValueError says what else it is, and how to make it anew."
-        try: content = parse((self.folder / file).read_text())
-        except FileNotFoundError: raise self._refused(file, "no such file") from None
-        except (ValueError, yaml.YAMLError): raise self._refused(file, "text that was cut or damaged") from None
-        if not isinstance(content, dict): raise self._refused(file, "one of another origin")
-        if missing := [key for key in needed if key not in content]: raise self._refused(file, f"one without {', '.join(missing)}")
+        try:
+            content = parse((self.folder / file).read_text())
+        except FileNotFoundError:
+            raise self._refused(file, "no such file") from None
+        except (ValueError, yaml.YAMLError):
+            raise self._refused(file, "text that was cut or damaged") from None
+        if not isinstance(content, dict):
+            raise self._refused(file, "one of another origin")
+        missing = [key for key in needed if key not in content]
+        if missing:
+            raise self._refused(file, f"one without {', '.join(missing)}")
         return content
 
     def _refused(self, file, got):
         "The error about a file of the record."
-        return ValueError(f"run {self.folder.name}: expected {file} as the run left it, got {got}; put it back, or train anew: {self._anew(file)}")
+        return ValueError(f"run {self.folder.name}: expected {file} as the run left it, got {got}; "
+                          f"put it back, or train anew: {self._anew(file)}")
 
     def _anew(self, file):
         "Command that trains the run from its beginning."
-        folder, parts = _near(self.folder), ("checkpoints", "metadata.json", "final_metrics.json")
-        if file == "config.yaml": return f"{shlex.join(['rm', '-r', folder])}, then the command that made it"
-        remove = shlex.join(["rm", "-rf", *(f"{folder}/{part}" for part in parts)])
-        again = ["papermill", "nbs/train.ipynb", "-f", f"{folder}/config.yaml", "-p", "runs", _near(self.folder.parent)]
-        return f"{remove} && {shlex.join(again)}"
+        folder, runs = _near(self.folder), _near(self.folder.parent)
+        if file == "config.yaml":
+            remove = shlex.join(["rm", "-r", folder])
+            return f"{remove}, then the command that made it"
+        made = [f"{folder}/{part}" for part in ("checkpoints", "metadata.json", "final_metrics.json")]
+        remove = shlex.join(["rm", "-rf", *made])
+        train = shlex.join(["papermill", "nbs/train.ipynb", "-f", f"{folder}/config.yaml", "-p", "runs", runs])
+        return f"{remove} && {train}"
 
 # %% ../nbs/14_runs.ipynb #b509fe47
+def _rank(checkpoint):
+    "What checkpoints are sorted by: the best first, of equals the earlier."
+    return checkpoint["score"], checkpoint["step"]
+
+
 @dataclass
 class Checkpoints(Record):
     "A record with weights: the best few by one named rule."
 
     def manifest(self) -> dict:  # {"rule": …, "checkpoints": [{"file", "step", "score"}, …]}, best first
         "Which checkpoints were kept, and by which rule."
-        scored = (self.folder / "checkpoints" / "manifest.json").exists() or self._checkpoints()
+        listed = (self.folder / "checkpoints" / "manifest.json").exists()
+        scored = listed or self._checkpoints()
         if not scored and (not self.done or self.diverged is not None):
-            raise FileNotFoundError(f"run {self.folder.name}: expected checkpoints/manifest.json, got none; no checkpoint was scored yet: train first")
+            raise FileNotFoundError(f"run {self.folder.name}: expected checkpoints/manifest.json, got none; "
+                                    "no checkpoint was scored yet: train first")
         kept = self._read("checkpoints/manifest.json", "rule", "checkpoints")
         for one in kept["checkpoints"]:
             if not isinstance(one, dict) or one.keys() != {"file", "step", "score"}:
@@ -326,27 +398,41 @@ class Checkpoints(Record):
         device: str = "cpu",  # where the tensors are put
     ) -> tuple[dict, dict]:  # tensors by name; {"step", "score", "rule"}
         "The checkpoint that the rule ranks first; ValueError for a file that another run wrote."
-        return self._own(self.manifest()["checkpoints"][0]["file"], device)
+        first = self.manifest()["checkpoints"][0]
+        return self._own(first["file"], device)
 
     def _ranked(self):
         "The manifest, or where it got lost what the checkpoints' own headers say; None where nothing was scored."
         files = self._checkpoints()
-        try: return self.manifest()
-        except FileNotFoundError: return None
+        try:
+            return self.manifest()
+        except FileNotFoundError:
+            return None
         except ValueError:
-            facts = [{"file": file.name, **self._own(file.name)[1]} for file in files]
-            if not facts: return None
-            ranked = sorted(facts, key=lambda one: (one["score"], one["step"]))
-            return {"rule": ranked[0]["rule"], "checkpoints": [{key: one[key] for key in ("file", "step", "score")} for one in ranked]}
+            found = []
+            for file in files:
+                _, facts = self._own(file.name)
+                found.append({"file": file.name, **facts})
+            if not found:
+                return None
+            found.sort(key=_rank)
+            entries = [{"file": one["file"], "step": one["step"], "score": one["score"]} for one in found]
+            return {"rule": found[0]["rule"], "checkpoints": entries}
 
     def _own(self, file, device="cpu"):
         "Tensors and facts of a file that this run wrote."
-        try: tensors, facts = read_tensors(self.folder / "checkpoints" / file, device)
+        try:
+            tensors, facts = read_tensors(self.folder / "checkpoints" / file, device)
         except (FileNotFoundError, ValueError) as error:
-            if self.done: raise self._refused(f"checkpoints/{file}", str(error).partition(", got ")[2].partition(";")[0] or "no such file") from error
-            raise
-        if (writer := facts.pop("run", None)) != self.folder.name:
-            raise ValueError(f"checkpoint {file}: expected one of run {self.folder.name}, got one of {writer or 'a run without a name'}; "
+            if not self.done:
+                raise
+            _, _, said = str(error).partition(", got ")
+            got, _, _ = said.partition(";")
+            raise self._refused(f"checkpoints/{file}", got or "no such file") from error
+        writer = facts.pop("run", None)
+        if writer != self.folder.name:
+            got = f"one of {writer or 'a run without a name'}"
+            raise ValueError(f"checkpoint {file}: expected one of run {self.folder.name}, got {got}; "
                              f"put its own file back, or train anew: {self._anew(file)}")
         return tensors, facts
 
@@ -359,22 +445,31 @@ class Checkpoints(Record):
     ) -> bool:  # whether this checkpoint is now the best
         "Keeps the `keep` best checkpoints; ValueError for a score that cannot be ranked or a second rule."
         score = float(score)
-        if not math.isfinite(score): raise ValueError(f"score at step {step}: expected a finite risk, got {score}; a checkpoint that cannot be ranked is not kept")
+        if not math.isfinite(score):
+            raise ValueError(f"score at step {step}: expected a finite risk, got {score}; "
+                             "a checkpoint that cannot be ranked is not kept")
         kept = self._ranked() or {"rule": rule, "checkpoints": []}
-        if kept["rule"] != rule: raise ValueError(f"rule: expected {kept['rule']!r} as before, got {rule!r}; one run is selected by one rule")
+        if kept["rule"] != rule:
+            raise ValueError(f"rule: expected {kept['rule']!r} as before, got {rule!r}; "
+                             "one run is selected by one rule")
         entry = {"file": f"step-{step:07d}.safetensors", "step": step, "score": score}
         others = [other for other in kept["checkpoints"] if other["step"] != step]
-        ranked = sorted([*others, entry], key=lambda one: (one["score"], one["step"]))[:keep]
-        if entry in ranked: write_tensors(self.folder / "checkpoints" / entry["file"], tensors, {"run": self.folder.name, "step": step, "score": score, "rule": rule})
-        self._list(rule, ranked)
-        return ranked[0] == entry
+        best = sorted([*others, entry], key=_rank)[:keep]
+        if entry in best:
+            facts = {"run": self.folder.name, "step": step, "score": score, "rule": rule}
+            write_tensors(self.folder / "checkpoints" / entry["file"], tensors, facts)
+        self._list(rule, best)
+        return best[0] == entry
 
     def _list(self, rule, ranked):
         "Writes the manifest first, then drops the files that it no longer names."
-        folder, named = self.folder / "checkpoints", {one["file"] for one in ranked}
-        atomic_write(folder / "manifest.json", _json({"rule": rule, "checkpoints": ranked}, indent=2))
+        folder = self.folder / "checkpoints"
+        manifest = {"rule": rule, "checkpoints": ranked}
+        atomic_write(folder / "manifest.json", _json(manifest, indent=2))
+        named = {one["file"] for one in ranked}
         for file in folder.glob("step-*.safetensors"):
-            if file.name not in named: file.unlink()
+            if file.name not in named:
+                file.unlink()
 
 # %% ../nbs/14_runs.ipynb #a3853238
 STATES = "last.safetensors", "before.safetensors"  # two, because members are kept one after the other and a kill may fall between them
@@ -393,7 +488,8 @@ class Run(Checkpoints):
         config: dict,  # resolved parameters of one member, its method and seed among them
     ) -> "Run":  # not yet started
         "The run that answers `config`."
-        return cls(run_folder(runs, config["method"], config["seed"], config_hash(config)))
+        folder = run_folder(runs, config["method"], config["seed"], config_hash(config))
+        return cls(folder)
 
     def hold(self,
         wait: float = 5.0,  # seconds for another process to end
@@ -401,25 +497,32 @@ class Run(Checkpoints):
         "Lets no other process write this run until it is finished, released, or this process is dead; BlockingIOError says who writes it."
         place = check_writable(self.folder.parent) / ".locks"  # beside the folder, which may be deleted
         place.mkdir(exist_ok=True)
-        lock, holder = (place / f"{self.folder.name}.{kind}" for kind in ("lock", "json"))
-        lock = FileLock(lock, thread_local=False, is_singleton=True)
-        try: lock.acquire(timeout=wait)
-        except Timeout: raise BlockingIOError(self._held(holder)) from None
-        atomic_write(holder, _json({"pid": os.getpid(), "host": platform.node(), "since": _now()}))
+        lock = FileLock(place / f"{self.folder.name}.lock", thread_local=False, is_singleton=True)
+        holder = place / f"{self.folder.name}.json"
+        try:
+            lock.acquire(timeout=wait)
+        except Timeout:
+            raise BlockingIOError(self._held(holder)) from None
+        who = {"pid": os.getpid(), "host": platform.node(), "since": _now()}
+        atomic_write(holder, _json(who))
         self._lock = lock
         return self
 
     def release(self):
         "Lets other processes write this run."
-        if self._lock is not None: self._lock.release(force=True)
+        if self._lock is not None:
+            self._lock.release(force=True)
         self._lock = None
 
     def _held(self, holder):
         "Who writes the run, and what to do."
-        try: facts = json.loads(holder.read_text())
-        except (OSError, ValueError): facts = {}
+        try:
+            facts = json.loads(holder.read_text())
+        except (OSError, ValueError):
+            facts = {}
         pid, host, since = (facts.get(name, "unknown") for name in ("pid", "host", "since"))
-        return (f"run {self.folder.name}: expected no other process that writes it, got process {pid} on {host}, since {since}; "
+        return (f"run {self.folder.name}: expected no other process that writes it, "
+                f"got process {pid} on {host}, since {since}; "
                 f"wait for it, or end it there by `kill {pid}`, and give the same command again: the run goes on")
 
     def start(self,
@@ -431,40 +534,61 @@ class Run(Checkpoints):
         self.hold()
         states = {0: None} if self.done else self.states()  # refuses foreign ones before anything is written
         goes_on = any(states.values())
-        if not self.done and self._kept_files() != [file for file in STATES if file in states.values()]:
-            print(f"run {self.folder.name}: its log or a checkpoint was cut, damaged or lost; it goes on from update {max(states)}", file=sys.stderr)
+        sound = [file for file in STATES if file in states.values()]
+        if not self.done and self._kept_files() != sound:
+            print(f"run {self.folder.name}: its log or a checkpoint was cut, damaged or lost; "
+                  f"it goes on from update {max(states)}", file=sys.stderr)
         earlier = None if self.done else self._earlier(goes_on)
-        if not goes_on: self._clear()
+        if not goes_on:
+            self._clear()
         check_writable(self.folder)
-        for folder in (self.folder / "checkpoints", self.artifacts): folder.mkdir(exist_ok=True)
-        for debris in self.folder.rglob(".*.tmp"): debris.unlink()
-        asked = {k: list(v) if isinstance(v, tuple) else v for k, v in config.items() if k not in LOCAL}
-        asked["n_seeds"] = 1  # the file repeats this run alone, however many the notebook trains by default
-        atomic_write(self.folder / "config.yaml", f"# {command}\n{yaml.safe_dump(asked, sort_keys=False)}")
+        for folder in (self.folder / "checkpoints", self.artifacts):
+            folder.mkdir(exist_ok=True)
+        for debris in self.folder.rglob(".*.tmp"):
+            debris.unlink()
+        self._write_config(config, command)
         facts = dict(command=command, device=str(device), started=_now(), **provenance())
         if earlier:  # a killed run may have been another commit's
-            facts["resumed"] = [*earlier.get("resumed", []), {k: earlier[k] for k in ("started", "commit", "dirty", *MACHINE) if k in earlier}]
+            told = ("started", "commit", "dirty", *MACHINE)
+            stretch = {fact: earlier[fact] for fact in told if fact in earlier}
+            facts["resumed"] = [*earlier.get("resumed", []), stretch]
         atomic_write(self.folder / "metadata.json", _json(facts, indent=2))
         (self.folder / "metrics.jsonl").touch()
         return self
 
+    def _write_config(self, config, command):
+        "Writes what was asked as a parameters file that repeats this run."
+        asked = {}
+        for name, value in config.items():
+            if name not in LOCAL:
+                asked[name] = list(value) if isinstance(value, tuple) else value
+        asked["n_seeds"] = 1  # the file repeats this run alone, however many the notebook trains by default
+        text = yaml.safe_dump(asked, sort_keys=False)
+        atomic_write(self.folder / "config.yaml", f"# {command}\n{text}")
+
     def _earlier(self, goes_on):
         "Facts about the process that was killed; a run that begins anew does without them where they are lost."
-        try: return self.metadata
+        try:
+            return self.metadata
         except ValueError:
-            if goes_on: raise
+            if goes_on:
+                raise
             return None
 
     def _clear(self):
         "Removes what an earlier run of this name has left, first of all the word that it is done."
         (self.folder / "final_metrics.json").unlink(missing_ok=True)
-        for part in ("checkpoints", "artifacts"): shutil.rmtree(self.folder / part, ignore_errors=True)
-        for part in ("metrics.jsonl", "metadata.json"): (self.folder / part).unlink(missing_ok=True)
+        for part in ("checkpoints", "artifacts"):
+            shutil.rmtree(self.folder / part, ignore_errors=True)
+        for part in ("metrics.jsonl", "metadata.json"):
+            (self.folder / part).unlink(missing_ok=True)
 
     def log(self, **row):
         "Appends one line to metrics.jsonl: numbers of the run only, for a time of day would make equal runs differ."
-        path, line = self.folder / "metrics.jsonl", _json(row)
-        with _room(path), open(path, "a") as file: file.write(line)
+        path = self.folder / "metrics.jsonl"
+        line = _json(row)
+        with _room(path), open(path, "a") as file:
+            file.write(line)
 
     def save_state(self,
         step: int,  # updates done
@@ -475,17 +599,25 @@ class Run(Checkpoints):
         log = self.folder / "metrics.jsonl"
         with _room(log), open(log, "ab") as file:
             os.fsync(file.fileno())  # the log must not be shorter than the state believes
-            facts |= {"run": self.folder.name, "step": step, "logged": file.tell(), "seconds": self._seconds(), "files": self._closed()}
+            facts |= {
+                "run": self.folder.name,
+                "step": step,
+                "logged": file.tell(),
+                "seconds": self._seconds(),
+                "files": self._closed(),
+            }
         last, before = (self.folder / "checkpoints" / file for file in STATES)
-        if last.exists(): os.replace(last, before)
+        if last.exists():
+            os.replace(last, before)
         write_tensors(last, tensors, facts)
 
     def states(self) -> dict:  # updates done → file, None for the very beginning
         "Where a killed run can go on: the last two points that were kept; a younger run, also its beginning, and one that lost more nothing but that."
         kept = {}
         for file in reversed(self._kept_files()):
-            facts = self._own(file)[1]
-            if self._stands(facts): kept[facts["step"]] = file
+            _, facts = self._own(file)
+            if self._stands(facts):
+                kept[facts["step"]] = file
         return kept if len(kept) == len(STATES) else {0: None, **kept}
 
     def _kept_files(self):
@@ -494,16 +626,23 @@ class Run(Checkpoints):
 
     def _stands(self, facts):
         "Whether the log and the checkpoints are still those that a state was kept beside; of before there were fingerprints, whether they can be read."
-        log, known = self.folder / "metrics.jsonl", facts.get("files", {})
-        if not log.exists() or log.stat().st_size < facts["logged"]: return False
-        if self._rows(facts["logged"])[1] is not None: return False
+        log, logged = self.folder / "metrics.jsonl", facts["logged"]
+        if not log.exists() or log.stat().st_size < logged:
+            return False
+        _, fault = self._rows(logged)
+        if fault is not None:
+            return False
+        known = facts.get("files", {})
         with open(log, "rb") as file:
-            if known and _digest(file.read(facts["logged"])) != known["metrics.jsonl"]: return False
+            if known and _digest(file.read(logged)) != known["metrics.jsonl"]:
+                return False
         for file in self._checkpoints():
             digest = known.get(f"checkpoints/{file.name}")
-            if digest and _digest(file.read_bytes()) != digest: return False
+            if digest and _digest(file.read_bytes()) != digest:
+                return False
         ranked = self._ranked() or {"checkpoints": []}
-        return all((self.folder / "checkpoints" / one["file"]).exists() for one in ranked["checkpoints"])
+        files = [self.folder / "checkpoints" / one["file"] for one in ranked["checkpoints"]]
+        return all(file.exists() for file in files)
 
     def resume(self,
         step: int | None = None,  # one of `states`; the last if left out
@@ -511,36 +650,52 @@ class Run(Checkpoints):
         "Goes back to a kept state, and takes log and checkpoints back with it."
         states = self.states()
         step = max(states) if step is None else step
-        tensors, facts = self._own(states[step]) if states[step] else ({}, {"step": 0, "logged": 0, "seconds": 0.0})
+        if states[step]:
+            tensors, facts = self._own(states[step])
+        else:
+            tensors, facts = {}, {"step": 0, "logged": 0, "seconds": 0.0}
         facts.pop("step")
         facts.pop("files", None)
+        up_to_step = [file for kept_at, file in states.items() if kept_at <= step]
         for file in STATES:
-            if file not in [kept for one, kept in states.items() if one <= step]: (self.folder / "checkpoints" / file).unlink(missing_ok=True)
+            if file not in up_to_step:
+                (self.folder / "checkpoints" / file).unlink(missing_ok=True)
         os.truncate(self.folder / "metrics.jsonl", facts.pop("logged"))
-        if kept := self._ranked():
-            self._list(kept["rule"], [one for one in kept["checkpoints"] if one["step"] <= step])
+        if ranked := self._ranked():
+            earlier = [one for one in ranked["checkpoints"] if one["step"] <= step]
+            self._list(ranked["rule"], earlier)
         self._before, self._began = facts.pop("seconds"), time.monotonic()
         return step, tensors, facts
 
     def annotate(self, **facts):
         "Adds facts about the making to metadata.json, such as the CPU time of an update."
-        atomic_write(self.folder / "metadata.json", _json({**self.metadata, **facts}, indent=2))
+        metadata = {**self.metadata, **facts}
+        atomic_write(self.folder / "metadata.json", _json(metadata, indent=2))
 
     def finish(self,
         metrics: dict,  # what came out; nested dicts are welcome, None for an undefined number
     ) -> Path:  # the run's folder
         "Closes the record. final_metrics.json comes last: whoever sees it sees a complete folder."
         final = _json(metrics, indent=2)
-        self.annotate(seconds=round(self._seconds(), 1), files={**self._closed(), "final_metrics.json": _digest(final)})
+        seconds = round(self._seconds(), 1)
+        files = {**self._closed(), "final_metrics.json": _digest(final)}
+        self.annotate(seconds=seconds, files=files)
         atomic_write(self.folder / "final_metrics.json", final)
-        for file in STATES: (self.folder / "checkpoints" / file).unlink(missing_ok=True)
+        for file in STATES:
+            (self.folder / "checkpoints" / file).unlink(missing_ok=True)
         self.release()
         return self.folder
 
     def _closed(self):
         "Fingerprints of what the final metrics were made from: log, checkpoints and tables."
-        files = [self.folder / "metrics.jsonl", self.folder / "checkpoints" / "manifest.json", *self._checkpoints(), *sorted(self.artifacts.glob("*.csv"))]
-        return {file.relative_to(self.folder).as_posix(): _digest(file.read_bytes()) for file in files if file.exists()}
+        log, manifest = self.folder / "metrics.jsonl", self.folder / "checkpoints" / "manifest.json"
+        tables = sorted(self.artifacts.glob("*.csv"))
+        digests = {}
+        for file in (log, manifest, *self._checkpoints(), *tables):
+            if file.exists():
+                name = file.relative_to(self.folder).as_posix()
+                digests[name] = _digest(file.read_bytes())
+        return digests
 
     def _seconds(self):
         "Seconds spent so far, those of killed processes included."
@@ -553,13 +708,20 @@ def asked_in_the_same_words(
 ) -> dict[str, list[str]]:  # name of an earlier run -> what has become another since
     "Earlier runs whose every word was the same, and whose names stood for something else."
     def in_words(given):
-        return {k: v for k, v in given.items() if k not in (*LOCAL, "contents") and (k not in LATER or v != LATER[k])}
+        words = {}
+        for name, value in given.items():
+            joined_later = name in LATER and value == LATER[name]
+            if name not in (*LOCAL, "contents") and not joined_later:
+                words[name] = value
+        return words
 
     words = in_words(config)
     earlier = {}
     for path in run.folder.parent.glob(f"{config['method']}-s{config['seed']}-????????/config.yaml"):
-        try: kept = Record(path.parent).config
-        except ValueError: continue  # readers say what is wrong with it
+        try:
+            kept = Record(path.parent).config
+        except ValueError:
+            continue  # readers say what is wrong with it
         meant = kept.pop("contents", None) or {}
         changed = [name for name, now in config["contents"].items() if meant.get(name) not in (None, now)]
         if changed and in_words(kept) == words:
@@ -575,17 +737,62 @@ def collect(
 ) -> pd.DataFrame:  # one row a run: method, seed, hash8, then final metrics; nested names are joined by dots
     "Gathers final metrics; FileNotFoundError names every run that is not done, ValueError one that is there twice."
     rows, missing = [], []
+    protocol = hash8 or "?" * 8
     for method, seed in product(methods, seeds):
-        folders = sorted((project() / runs).glob(f"{method}-s{seed}-{hash8 or '?' * 8}"))
+        folders = sorted((project() / runs).glob(f"{method}-s{seed}-{protocol}"))
         done = [record for record in map(Record, folders) if record.done]
-        if len(done) > 1: raise ValueError(f"runs of {method}, seed {seed}: expected one, got {', '.join(r.folder.name for r in done)}; say which by hash8")
-        for record in done: record.verify()
-        if done: rows.append({"method": method, "seed": seed, "hash8": done[0].folder.name[-8:], **done[0].final_metrics})
-        else: missing.append(f"{method}-s{seed}" + (" (unfinished)" if folders else ""))
-    if missing: raise FileNotFoundError(f"runs in {Path(runs).name}: expected {len(rows) + len(missing)}, got {len(rows)}; missing: {', '.join(missing)}; run these first")
+        if len(done) > 1:
+            names = ", ".join(record.folder.name for record in done)
+            raise ValueError(f"runs of {method}, seed {seed}: expected one, got {names}; say which by hash8")
+        if done:
+            record = done[0]
+            record.verify()
+            name = {"method": method, "seed": seed, "hash8": record.folder.name[-8:]}
+            rows.append({**name, **record.final_metrics})
+        else:
+            unfinished = " (unfinished)" if folders else ""
+            missing.append(f"{method}-s{seed}{unfinished}")
+    if missing:
+        expected = len(rows) + len(missing)
+        raise FileNotFoundError(f"runs in {Path(runs).name}: expected {expected}, got {len(rows)}; "
+                                f"missing: {', '.join(missing)}; run these first")
     return pd.json_normalize(rows)
 
 # %% ../nbs/14_runs.ipynb #679f8dbb
+def _one_commit(records):
+    "The commit of all runs; ValueError for several, with the command that makes an older run anew."
+    commits = set()
+    for record in records:
+        commits.update(record.commits)
+    commits = sorted(commits)
+    if len(commits) > 1:
+        newest = max(records, key=lambda record: record.span[1])
+        older = [record for record in records if record.commits != newest.commits[:1]]
+        names = ", ".join(record.folder.name for record in older)
+        raise ValueError(f"results: expected runs of one commit, got {', '.join(commits)}; "
+                         f"train anew what is not of {newest.commits[0]} alone, "
+                         f"{names}: {older[0]._anew('metadata.json')}")
+    return commits[0]
+
+
+def _by_machine(records):
+    "Every machine with the number of runs that it had a hand in, the busiest first."
+    counted = Counter()
+    for record in records:
+        counted.update(json.dumps(machine, sort_keys=True) for machine in record.machines)
+    return [(json.loads(machine), n_runs) for machine, n_runs in counted.most_common()]
+
+
+def _under_way(records):
+    "Seconds in which at least one run was worked on."
+    seconds, until = 0.0, 0.0
+    for started, finished in sorted(record.span for record in records):  # what was added on another day does not count the night
+        alone_from = max(started, until)
+        seconds += max(0.0, finished - alone_from)
+        until = max(until, finished)
+    return seconds
+
+
 def publish(
     folder: str | Path,  # book/results/<phase>
     frames: dict,  # name of the file → DataFrame
@@ -594,27 +801,28 @@ def publish(
 ) -> Path:  # the folder
     "Writes result files with their provenance; ValueError for runs that are unfinished or of different commits."
     folder = project() / folder
-    if open_ := [record.folder.name for record in records if not record.done]:
-        raise ValueError(f"results: expected finished runs, got unfinished {', '.join(open_)}; run these first")
+    unfinished = [record.folder.name for record in records if not record.done]
+    if unfinished:
+        raise ValueError(f"results: expected finished runs, got unfinished {', '.join(unfinished)}; run these first")
     unverified = sorted(record.folder.name for record in records if not record.verify())
-    commits = sorted({commit for record in records for commit in record.commits})
-    if len(commits) > 1:
-        first = max(records, key=lambda record: record.span[1])
-        older = [record for record in records if record.commits != first.commits[:1]]
-        raise ValueError(f"results: expected runs of one commit, got {', '.join(commits)}; train anew what is not of {first.commits[0]} alone, "
-                         f"{', '.join(record.folder.name for record in older)}: {older[0]._anew('metadata.json')}")
+    commit = _one_commit(records)
     texts = {f"{name}.csv": frame.to_csv(index=False) for name, frame in frames.items()}
-    machines = Counter(json.dumps(machine, sort_keys=True) for record in records for machine in record.machines).most_common()
-    under_way, until = 0.0, 0.0
-    for started, finished in sorted(record.span for record in records):  # what was added on another day does not count the night
-        under_way, until = under_way + max(0.0, finished - max(started, until)), max(until, finished)
-    origin = {"commit": commits[0], "dirty": any(record.dirty for record in records), "command": command, "runs": sorted(record.folder.name for record in records),
-              "wall_seconds": round(under_way), "machine": json.loads(machines[0][0]),
-              "machines": [{**json.loads(machine), "runs": n_runs} for machine, n_runs in machines],
-              "files": {name: _digest(text) for name, text in texts.items()}}
-    if unverified: origin["unverified"] = unverified  # they were finished before there were fingerprints
+    machines = _by_machine(records)
+    origin = {
+        "commit": commit,
+        "dirty": any(record.dirty for record in records),
+        "command": command,
+        "runs": sorted(record.folder.name for record in records),
+        "wall_seconds": round(_under_way(records)),
+        "machine": machines[0][0],
+        "machines": [{**machine, "runs": n_runs} for machine, n_runs in machines],
+        "files": {name: _digest(text) for name, text in texts.items()},
+    }
+    if unverified:
+        origin["unverified"] = unverified  # they were finished before there were fingerprints
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in texts.items(): atomic_write(folder / name, text)
+    for name, text in texts.items():
+        atomic_write(folder / name, text)
     atomic_write(folder / "provenance.json", _json(origin, indent=2))
     return folder
 
@@ -627,7 +835,11 @@ def published(
     folder = project() / folder
     path, origin = folder / f"{name}.csv", folder / "provenance.json"
     if not path.exists() or not origin.exists():
-        raise FileNotFoundError(f"results: expected {name}.csv and provenance.json in {folder.name}/, got {'no provenance' if path.exists() else 'no file'}; run the protocol that makes them")
-    if hashlib.sha256(path.read_bytes()).hexdigest() != json.loads(origin.read_text())["files"].get(path.name):
-        raise ValueError(f"results: expected {name}.csv as published, got a file of another fingerprint; it was edited by hand: run the protocol again")
+        got = "no provenance" if path.exists() else "no file"
+        raise FileNotFoundError(f"results: expected {name}.csv and provenance.json in {folder.name}/, got {got}; "
+                                "run the protocol that makes them")
+    digests = json.loads(origin.read_text())["files"]
+    if _digest(path.read_bytes()) != digests.get(path.name):
+        raise ValueError(f"results: expected {name}.csv as published, got a file of another fingerprint; "
+                         "it was edited by hand: run the protocol again")
     return pd.read_csv(path)
