@@ -92,8 +92,13 @@ def read_confidence(
         alpha = math.nan
     if 0.5 <= alpha < 1:
         return alpha
-    meant = 1 - alpha if 0 < alpha < 0.5 else alpha / 100 if 50 <= alpha < 100 else 0.95
-    raise ValueError(f"{name} is the confidence and must lie in [0.5, 1), got {value!r}; for the worst {100 - 100 * meant:.6g} % write {meant:.6g}")
+    meant = 0.95
+    if 0 < alpha < 0.5:
+        meant = 1 - alpha
+    elif 50 <= alpha < 100:
+        meant = alpha / 100
+    raise ValueError(f"{name} is the confidence and must lie in [0.5, 1), got {value!r}; "
+                     f"for the worst {100 - 100 * meant:.6g} % write {meant:.6g}")
 
 
 def read_weights(
@@ -101,7 +106,10 @@ def read_weights(
     value,  # a number, or several: a list, or text with commas
 ) -> float | list[float]:  # one number, or a list of different ones
     "Read a penalty weight, or a sweep of them."
-    given = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
+    if isinstance(value, str):
+        given = value.split(",")
+    else:
+        given = value if isinstance(value, (list, tuple)) else [value]
     weights = []
     for one in given:
         weight = read_number(name, one, 0, 1e300, usual="0.1, or several as 0.1,1,10")
@@ -274,7 +282,8 @@ def _read_columns(name, value):
     "Columns beside the usual ones, in one spelling; none at all is allowed."
     names = read_names(name, value) if value != "" else []
     for column in names:
-        one_of("feature", column, [one for one in COLUMNS if one not in USUAL] if column not in COLUMNS else COLUMNS)
+        if column not in COLUMNS:
+            one_of("feature", column, [one for one in COLUMNS if one not in USUAL])
         if column in USUAL:
             cure = "-p realized_vol true shows it" if column == "realized_vol" else "it is always seen"
             raise ValueError(f"{name} must be columns beside the usual ones, got {column!r}; drop it: {cure}")
@@ -327,8 +336,11 @@ def find_liability(
     "Build what is sold. Raises ValueError for an unknown payoff, and for strikes that it does not have or that are crossed."
     build = PAYOFFS[one_of("payoff", payoff, PAYOFFS)]
     has = inspect.signature(build).parameters
-    usual = {"strike": 1.0, "upper_strike": None}
-    given = {name: value for name, value in (("strike", strike), ("upper_strike", upper_strike)) if value != usual[name] or name in has and value is not None}
+    given = {}
+    if strike != 1.0 or "strike" in has:
+        given["strike"] = strike
+    if upper_strike is not None:
+        given["upper_strike"] = upper_strike
     for name in given:
         if name not in has:
             raise ValueError(f"payoff {payoff} has no {name}, got {given[name]:g}; leave it out, or take call_spread")
@@ -483,7 +495,8 @@ def _check_terms(config, known):
             if mine != theirs:
                 raise ValueError(f"environments of one run must share {what}, got {mine} in {first.name} and {theirs} in {name}; "
                                  "give all the same, by -p payoff, -p strike and -p n_steps")
-    for name, environment in ({name: known[name] for name in (*config.names, config.validate_on)} | judged_environments(config)).items():
+    met = {name: known[name] for name in (*config.names, config.validate_on)} | judged_environments(config)
+    for name, environment in met.items():
         if environment.instruments != first.instruments:
             raise ValueError(f"environments of one run must trade the same instruments, got {', '.join(first.instruments)} in {first.name} "
                              f"and {', '.join(environment.instruments)} in {name}; write -p instruments spot,variance_swap")
@@ -550,7 +563,8 @@ def known_environments(
 ) -> dict[str, Environment]:
     "Every environment that a config can name, on its terms and from its plugins."
     known = nameable_environments(config.history, config.cost if cost is None else cost, config.terms)
-    others = registered_by_others("environment", [file.stem for file in plugin_files(config.plugins)])
+    own_plugins = [file.stem for file in plugin_files(config.plugins)]
+    others = registered_by_others("environment", own_plugins)
     return {name: environment for name, environment in known.items() if name not in others}
 
 

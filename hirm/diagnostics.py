@@ -68,10 +68,12 @@ def alignment(
 ) -> Tensor:  # mean cosine over pairs of environments, (…); NaN where no direction rises above the noise
     """Return the noise-corrected mean cosine between the environments' gradients."""
     square = product(pair)
-    noise = (pair[..., 0, :] - pair[..., 1, :]).square().sum(-1) / 4
+    between_halves = pair[..., 0, :] - pair[..., 1, :]
+    noise = between_halves.square().sum(-1) / 4
     length = torch.where(square > noise, square, torch.nan).sqrt()
     direction = pair.mean(-2) / length[..., None]
-    first, second = torch.triu_indices(pair.shape[-3], pair.shape[-3], 1)  # each pair of environments once
+    n_environments = pair.shape[-3]
+    first, second = torch.triu_indices(n_environments, n_environments, 1)  # each pair of environments once
     cosine = (direction[..., first, :] * direction[..., second, :]).sum(-1)
     return cosine.clamp(-1.0, 1.0).nanmean(-1)
 
@@ -354,7 +356,8 @@ def _sets(environments: Sequence[Environment]) -> dict[str, list[str]]:
 
 def _rows(name: str, values: Mapping[str, Tensor], seeds: Sequence[int] | None, **where) -> pd.DataFrame:
     """Return a policy's numbers as rows, one per member."""
-    table = pd.DataFrame({column: value.double().cpu().numpy() for column, value in values.items()})
+    columns = {column: value.double().cpu().numpy() for column, value in values.items()}
+    table = pd.DataFrame(columns)
     members = table.index if seeds is None else np.asarray(seeds)[table.index]
     labels = pd.DataFrame({"method": name, "seed": members, **where}, index=table.index)
     return pd.concat([labels, table], axis=1)
@@ -411,10 +414,11 @@ def response(
 ) -> pd.DataFrame:  # one row per member: change (mean size, shares per call) and signed (its mean)
     """Return how a position changes when a column goes from one value to another, all else held."""
     def positions(episode, value):  # in the spot, (M, n_paths, n_steps), where the column is this value
-        shown = lambda x: torch.full_like(x, value)
+        def shown(x):
+            return torch.full_like(x, value)
         probe = Probe(f"{column} {value:g}", columns={column: shown})
-        held = [policy(piece)[..., 0] for piece in pieces(episode, CHUNK, probe)]
-        return torch.cat(held, 1)
+        in_spot = [policy(piece)[..., 0] for piece in pieces(episode, CHUNK, probe)]
+        return torch.cat(in_spot, 1)
 
     changes = []
     for episode in common_episodes(environment, n_paths, "evaluation", seed):

@@ -81,15 +81,18 @@ def metrics(
 ) -> dict[str, Tensor]:  # one value per member, (…), float64; money in units of S_0
     """Return the metrics of a ledger, per member."""
     path = ledger if isinstance(ledger, Outcome) else Outcome.of(ledger)
-    pnl, out = path.pnl.double(), {}
+    pnl = path.pnl.double()
+    out = {}
     for level in np.atleast_1d(alpha).tolist():
         out[f"cvar{100 * level:g}"] = cvar(-pnl, level)
         out[f"cvar{100 * level:g}_se"] = cvar_error(-pnl, level)
     mean, std = pnl.mean(-1), _spread(pnl)
-    out |= {"mean_pnl": mean, "std": std, "sharpe": mean / std,
-            "sortino": mean / pnl.clamp_max(0.0).square().mean(-1).sqrt()}
-    averages = {"max_drawdown": path.drawdown, "turnover": path.turnover, "cost": path.cost, "premium": path.premium}
-    return out | {name: value.double().mean(-1).expand_as(mean) for name, value in averages.items()}
+    downside = pnl.clamp_max(0.0).square().mean(-1).sqrt()
+    out |= {"mean_pnl": mean, "std": std, "sharpe": mean / std, "sortino": mean / downside}
+    averaged = {"max_drawdown": path.drawdown, "turnover": path.turnover, "cost": path.cost, "premium": path.premium}
+    for name, value in averaged.items():
+        out[name] = value.double().mean(-1).expand_as(mean)
+    return out
 
 # %% ../nbs/18_evaluation.ipynb #d7c9f60a
 BASELINES = ("no_hedge", "delta", "whalley_wilmott", "minimum_variance", "delta_vega")  # hedges that nobody trained, and that have no seed
@@ -178,8 +181,9 @@ def tail_quantiles(
 ) -> np.ndarray:  # (…, n_levels)
     """Return quantiles of the loss, as far out as ten paths lie beyond them, NaN further out."""
     quantiles = np.quantile(loss.double().cpu().numpy(), levels, axis=-1)
-    far = (1 - np.asarray(levels)) * loss.shape[-1] < 10
-    return np.where(far, np.nan, np.moveaxis(quantiles, 0, -1))
+    by_level = np.moveaxis(quantiles, 0, -1)
+    paths_beyond = (1 - np.asarray(levels)) * loss.shape[-1]
+    return np.where(paths_beyond < 10, np.nan, by_level)
 
 
 def pnl_by_spot(
@@ -187,11 +191,12 @@ def pnl_by_spot(
     n_bins: int = 20,  # of equally many paths
 ) -> tuple[np.ndarray, np.ndarray]:  # mean terminal spot (n_bins,), mean P&L (n_members, n_bins)
     """Return the mean P&L in bins of the terminal spot."""
-    order = outcome.spot.reshape(-1).argsort()
+    spot = outcome.spot.reshape(-1)
+    order = spot.argsort()
     bins = order.tensor_split(min(n_bins, len(order)))
-    spot, pnl = outcome.spot.reshape(-1).double(), outcome.pnl.double()
-    mean_spot = torch.stack([spot[some].mean() for some in bins])
-    mean_pnl = torch.stack([pnl[..., some].mean(-1) for some in bins], -1)
+    spot, pnl = spot.double(), outcome.pnl.double()
+    mean_spot = torch.stack([spot[b].mean() for b in bins])
+    mean_pnl = torch.stack([pnl[..., b].mean(-1) for b in bins], -1)
     return mean_spot.cpu().numpy(), mean_pnl.cpu().numpy()
 
 
@@ -202,10 +207,10 @@ def calendar_pnl(
     """Return the P&L of each calendar day, averaged over the windows that are open on it."""
     days = load_series(windows.source)["date"].to_numpy()
     first = np.searchsorted(days, windows.dates.to_numpy())
-    since = np.arange(daily.shape[-1])
-    day = days[first[:, None] + since].reshape(-1)
-    by_member = daily.double().flatten(1).T.cpu().numpy()
-    return pd.DataFrame(by_member).groupby(day).mean().rename_axis("date")
+    places = first[:, None] + np.arange(daily.shape[-1])
+    day = days[places].reshape(-1)
+    pnl = pd.DataFrame(daily.double().flatten(1).T.cpu().numpy())
+    return pnl.groupby(day).mean().rename_axis("date")
 
 # %% ../nbs/18_evaluation.ipynb #218cacfd
 def pieces(
@@ -214,10 +219,10 @@ def pieces(
     probe: Probe = Probe(),
 ) -> Iterator[Episode]:
     """Yield an episode some paths at a time; a feature is distorted over the whole episode, then cut."""
-    acting = slice(episode.paths.n_steps)
     seen = {}
     for name, change in probe.columns.items():
-        seen[name] = change(COLUMNS[name].values(episode)[..., acting])
+        values = COLUMNS[name].values(episode)
+        seen[name] = change(values[..., :episode.paths.n_steps])
     for start in range(0, episode.paths.n_paths, chunk):
         here = slice(start, start + chunk)
         shown = {name: lambda _, cut=values[..., here, :]: cut for name, values in seen.items()}
@@ -236,7 +241,9 @@ def outcomes(
     **options,  # dtype, device
 ) -> dict[str, tuple[Outcome, Tensor | None]]:  # per policy: outcome (M, n_paths); for history the daily P&L (M, n_windows, n_steps+1)
     """Return what every policy leaves on the common paths of one environment."""
-    world, parts, days = probe.world(environment), {name: [] for name in policies}, {name: [] for name in policies}
+    world = probe.world(environment)
+    parts = {name: [] for name in policies}
+    days = {name: [] for name in policies}
     for episode in common_episodes(world, n_paths, "evaluation", seed, **options):
         for piece in pieces(episode, chunk, probe):
             for name, policy in policies.items():
@@ -244,7 +251,11 @@ def outcomes(
                 parts[name].append(Outcome.of(ledger))
                 if isinstance(world.market, Windows):
                     days[name].append(ledger.daily_pnl())
-    return {name: (Outcome.join(parts[name]), torch.cat(days[name], -2) if days[name] else None) for name in policies}
+    joined = {}
+    for name in policies:
+        daily = torch.cat(days[name], -2) if days[name] else None
+        joined[name] = (Outcome.join(parts[name]), daily)
+    return joined
 
 
 def describe(
@@ -253,15 +264,22 @@ def describe(
     environment: Environment,
 ) -> dict[str, pd.DataFrame]:  # field of Judgement -> frame, index member
     """Return the frames of one policy in one environment."""
-    recorded, n_paths = isinstance(environment.market, Windows), outcome.pnl.shape[-1]
-    table = pd.DataFrame({name: value.cpu().numpy() for name, value in metrics(outcome).items()}).rename_axis("member")
+    recorded = isinstance(environment.market, Windows)
+    n_paths = outcome.pnl.shape[-1]
+    numbers = {name: value.cpu().numpy() for name, value in metrics(outcome).items()}
+    table = pd.DataFrame(numbers).rename_axis("member")
     if recorded:  # overlapping windows are not independent: no standard error to be had from them
         table.loc[:, table.columns.str.endswith("_se")] = np.nan
+    n_effective = environment.market.n_effective if recorded else float(n_paths)
     table.insert(0, "n_paths", n_paths)
-    table.insert(1, "n_effective", environment.market.n_effective if recorded else float(n_paths))
+    table.insert(1, "n_effective", n_effective)
+    quantiles = tail_quantiles(-outcome.pnl)
     spot, pnl = pnl_by_spot(outcome)
-    frames = {"metrics": table, "tails": _long(tail_quantiles(-outcome.pnl), "level", LEVELS, "loss"),
-              "by_spot": _long(pnl, "spot", spot, "pnl")}
+    frames = {
+        "metrics": table,
+        "tails": _long(quantiles, "level", LEVELS, "loss"),
+        "by_spot": _long(pnl, "spot", spot, "pnl"),
+    }
     if recorded:
         days = calendar_pnl(daily, environment.market)
         frames["calendar"] = _long(days.to_numpy().T, "date", days.index, "pnl")
@@ -272,7 +290,8 @@ def _long(values: np.ndarray, key: str, columns: Sequence, value: str) -> pd.Dat
     """Return a matrix (n_members, n_columns) as a tidy frame, index member; built by hand, because `melt` takes seconds for thousands of days."""
     n_members, n_columns = values.shape
     member = pd.Index(np.tile(np.arange(n_members), n_columns), name="member")
-    return pd.DataFrame({key: pd.Index(columns).repeat(n_members), value: values.T.reshape(-1)}, index=member)
+    keys = pd.Index(columns).repeat(n_members)
+    return pd.DataFrame({key: keys, value: values.T.reshape(-1)}, index=member)
 
 # %% ../nbs/18_evaluation.ipynb #07bc85ac
 def judge(
@@ -291,14 +310,17 @@ def judge(
     frames = {f.name: [] for f in fields(Judgement)}
     for environment in progress(list(environments), desc="judging", disable=quiet):
         named = baselines(environment) | dict(policies)
-        where = dict(environment=environment.name, role=environment.role, selection=selection, probe=probe.name)
-        for method, left in outcomes(named, environment, n_paths, seed, probe=probe, **options).items():
-            for name, frame in describe(*left, environment).items():
-                member = frame.index
-                own_seed = member if seeds is None else np.asarray(seeds)[member]
-                who = pd.DataFrame(dict(method=method, member=member, seed=own_seed) | where)
+        where = {"environment": environment.name, "role": environment.role, "selection": selection, "probe": probe.name}
+        judged = outcomes(named, environment, n_paths, seed, probe=probe, **options)
+        for method, (outcome, daily) in judged.items():
+            for name, frame in describe(outcome, daily, environment).items():
+                members = frame.index
+                seed_of = members if seeds is None else np.asarray(seeds)[members]
+                who = pd.DataFrame({"method": method, "member": members, "seed": seed_of, **where})
                 frames[name].append(pd.concat([who, frame.reset_index(drop=True)], axis=1))
-    joined = {name: pd.concat(part, ignore_index=True) if part else pd.DataFrame() for name, part in frames.items()}
+    joined = {}
+    for name, parts in frames.items():
+        joined[name] = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
     joined["metrics"] = relative_turnover(joined["metrics"])
     return Judgement(**joined)
 
@@ -307,16 +329,13 @@ def relative_turnover(
     frame: pd.DataFrame,  # metrics, with columns method, seed, environment, probe, turnover
 ) -> pd.DataFrame:  # the same with a column `turnover_to_erm`, NaN where there is no ERM
     """Return the metrics with each turnover divided by ERM's in the same environment: with the same seed, or for a baseline, which has none, over all seeds."""
-    place = ["environment", "probe"]
-    keys = [*place, "seed"]
+    where = ["environment", "probe"]
+    keys = [*where, "seed"]
     erm = frame[frame["method"] == "erm"].drop_duplicates(keys)  # a sweep has its ERM once a weight
-
-    def beside(turnover, columns):  # each row's own
-        rows = pd.MultiIndex.from_frame(frame[columns])
-        return turnover.reindex(rows).to_numpy()
-
-    paired = beside(erm.set_index(keys)["turnover"], keys)
-    over_all = beside(erm.groupby(place)["turnover"].mean(), place)
+    of_seed = erm.set_index(keys)["turnover"]
+    of_all = erm.groupby(where)["turnover"].mean()
+    paired = of_seed.reindex(pd.MultiIndex.from_frame(frame[keys])).to_numpy()
+    over_all = of_all.reindex(pd.MultiIndex.from_frame(frame[where])).to_numpy()
     base = np.where(frame["method"].isin(BASELINES), over_all, paired)
     return frame.assign(turnover_to_erm=frame["turnover"] / base)
 
@@ -364,12 +383,14 @@ def choose_hedger(
     scales: Sequence[float] = BLEND_SCALES,  # of the blends, in shares
 ) -> Choice:
     """Choose the hedger of least validation risk among the ensemble of the members and its blends; a single member has no rival."""
-    members, candidates, scale_of = Cached(policy), {}, {}
+    members = Cached(policy)
+    candidates, scale_of = {}, {}
     if policy.n_members > 1:
         candidates["ensemble"] = ensemble = Ensemble(members)
         for scale in scales:
             name = f"blend {scale:g}"
-            candidates[name], scale_of[name] = Blend(ensemble, textbook(config.n_instruments), scale), scale
+            candidates[name] = Blend(ensemble, textbook(config.n_instruments), scale)
+            scale_of[name] = scale
     risks = _validation_risks({"delta": Delta(), config.method: members} | candidates, config)
     best = min(candidates or [config.method], key=risks.get)
     rows = [(name.split()[0], scale_of.get(name, np.nan), risk, name == best) for name, risk in risks.items()]
@@ -387,23 +408,18 @@ def _update_seconds(config: Config) -> float:
     per_path, fixed = np.polyfit(sizes["paths"], sizes["seconds"], 1)
     of_method = methods.set_index("contender")["seconds"]
     seconds = of_method.get(config.method, of_method.max())  # a method that was not timed is taken for the dearest
-
-    def grown(paths):
-        return fixed + per_path * paths
-
     paths = len(config.members()) * len(config.names) * config.n_paths
-    return seconds * grown(paths) / grown(methods["paths"].iloc[0])
+    return seconds * (fixed + per_path * paths) / (fixed + per_path * methods["paths"].iloc[0])
 
 
 def expected_seconds(config: Config) -> float:
     """Return about how many CPU seconds a training and its judgement take, by the recorded benchmarks."""
     timed = published("book/results/benchmarks_evaluation", "evaluation").set_index("job")["cpu_seconds"]
-    usual = "judge ten members, band"
-    band, own = timed[usual], timed.get(f"judge ten members, {config.policy}", timed[usual])  # a policy that was not timed is taken for a band
+    band = timed["judge ten members, band"]
+    own = timed.get(f"judge ten members, {config.policy}", band)  # a policy that was not timed is taken for a band
     members = len(config.members())
     simulated = [e for e in judged_environments(config).values() if not isinstance(e.market, Windows)]
-    validations = config.updates // config.validate_every
-    checked = members * validations * config.n_validation
+    checked = members * (config.updates // config.validate_every) * config.n_validation
     judged = (members + 4) * len(simulated) * config.n_evaluation  # three baselines, and the hedger that is delivered
     hedging = own * (checked + judged) / (13 * 8 * 100_000)  # hedgers, environments and paths of the benchmark
     return STARTING + hedging + config.updates * _update_seconds(config) * own / band
@@ -461,13 +477,10 @@ def _arrivals(
     n_instruments: int,
 ) -> Episode:  # (1, 2 n_points, …): every point from below, then every point from above
     """Return paths that stand at half or at twice the spot of a point, jump to the point on its date, and stay."""
-    def twice(column):  # once from below, once from above
-        return torch.tensor(points[column].tolist()).repeat(2)[:, None]
-
-    vol, days = twice("vol"), twice("days")
-    there = twice("moneyness") * getattr(liability, "strike", 1.0)
-    far = torch.tensor([0.5, 2.0]).repeat_interleave(len(points))[:, None]
-    away = there * far
+    vol, days, moneyness = (torch.tensor(points[name].tolist()).repeat(2)[:, None] for name in ("vol", "days", "moneyness"))
+    there = moneyness * getattr(liability, "strike", 1.0)
+    below_or_above = torch.tensor([0.5, 2.0]).repeat_interleave(len(points))[:, None]
+    away = there * below_or_above
     arrived = torch.arange(n_steps + 1) >= n_steps - days
     spot = torch.where(arrived, there, away)[None]
     past = (vol / DAYS_PER_YEAR**0.5).expand(-1, N_PAST)[None]
@@ -508,7 +521,8 @@ def resting_band(
     points = pd.DataFrame(list(product(vols, days, moneyness)), columns=["vol", "days", "moneyness"])
     with torch.device(device):
         episode = _arrivals(points, n_steps, friction, liability, n_instruments)
-    path, date = torch.arange(2 * len(points)), torch.tensor((n_steps - points["days"]).tolist()).repeat(2)
+    path = torch.arange(2 * len(points))
+    date = torch.tensor((n_steps - points["days"]).tolist()).repeat(2)
     delta = episode.delta[0, path, date].double().numpy(force=True)[: len(points)]
     frames = []
     for name, policy in policies.items():

@@ -60,11 +60,19 @@ class Episode:
 
     def take(self, paths: slice) -> "Episode":
         "Some of the paths."
-        here = lambda x: x[..., paths, :]
-        premium = self.premium.expand_as(self.payoff)
-        origin = None if self.origin is None else self.origin[..., paths]
-        return replace(self, paths=map_paths(here, self.paths), prices=self.prices[..., paths, :, :],
-                       payoff=self.payoff[..., paths], premium=premium[..., paths], origin=origin)
+        def rows(x):  # (…, n_paths, n) -> (…, n_taken, n)
+            return x[..., paths, :]
+        origin = None
+        if self.origin is not None:
+            origin = self.origin[..., paths]
+        return replace(
+            self,
+            paths=map_paths(rows, self.paths),
+            prices=self.prices[..., paths, :, :],
+            payoff=self.payoff[..., paths],
+            premium=self.premium.expand_as(self.payoff)[..., paths],
+            origin=origin,
+        )
 
     def chunks(self,
         size: int,  # paths at a time
@@ -77,14 +85,20 @@ class Episode:
     ) -> "Episode":
         "A choice of paths of its own for each member, environment and half."
         def rows(x):  # (…, n_paths, n) -> (…, n_picked, n), paths innermost in memory
-            every_date = index[..., None, :].expand(*index.shape[:-1], x.shape[-1], -1)
-            return x.mT.gather(-1, every_date).mT
-
-        prices = join_instruments([rows(one) for one in self.prices.unbind(-1)])
-        premium = self.premium.expand_as(self.payoff)
-        origin = None if self.origin is None else self.origin.gather(-1, index)
-        return replace(self, paths=map_paths(rows, self.paths), prices=prices,
-                       payoff=self.payoff.gather(-1, index), premium=premium.gather(-1, index), origin=origin)
+            on_every_date = index[..., None, :].expand(*index.shape[:-1], x.shape[-1], -1)
+            return x.mT.gather(-1, on_every_date).mT
+        columns = [rows(self.prices[..., i]) for i in range(self.prices.shape[-1])]
+        origin = None
+        if self.origin is not None:
+            origin = self.origin.gather(-1, index)
+        return replace(
+            self,
+            paths=map_paths(rows, self.paths),
+            prices=join_instruments(columns),
+            payoff=self.payoff.gather(-1, index),
+            premium=self.premium.expand_as(self.payoff).gather(-1, index),
+            origin=origin,
+        )
 
     def spread(self) -> Tensor:  # (…, n_paths, n_steps+1, n_instruments)
         "Half-spread of a small trade, as a fraction of the price."
@@ -97,9 +111,12 @@ class Episode:
             return self.friction.cost(trades, self.prices, self.paths)
         if self.origin is not None:
             return Mixed(self.friction, self.origin).cost(trades, self.prices, self.paths)
-        each = [kernel.cost(trades[:, e], self.prices[:, e], map_paths(lambda x: x[:, e], self.paths)).transpose(-1, -3)
-                for e, kernel in enumerate(self.friction)]
-        return torch.stack(each, 1).transpose(-1, -3)
+        by_environment = []
+        for e, kernel in enumerate(self.friction):
+            paths = map_paths(lambda x: x[:, e], self.paths)
+            cost = kernel.cost(trades[:, e], self.prices[:, e], paths)
+            by_environment.append(cost.transpose(-1, -3))
+        return torch.stack(by_environment, 1).transpose(-1, -3)
 
 # %% ../nbs/05_hedging.ipynb #e4ed654d
 def map_paths(
@@ -111,18 +128,27 @@ def map_paths(
     if any(p.jumped is not None for p in paths):
         paths = [p if p.jumped is not None else replace(p, jumped=torch.zeros_like(p.spot)) for p in paths]
         names.append("jumped")
-    return replace(paths[0], **{name: function(*(getattr(p, name) for p in paths)) for name in names})
+    changed = {}
+    for name in names:
+        tensors = [getattr(p, name) for p in paths]
+        changed[name] = function(*tensors)
+    return replace(paths[0], **changed)
 
 
 def _check_alike(
     episodes: list[Episode],  # to stand side by side
 ):
     "Refuses trades that differ in what a batch holds once."
-    for what, of in (("dt", lambda e: e.paths.dt), ("n_steps", lambda e: e.paths.n_steps),
-                     ("n_instruments", lambda e: e.prices.shape[-1]), ("liability", lambda e: e.liability)):
-        values = [of(e) for e in episodes]
+    shared = {
+        "dt": [e.paths.dt for e in episodes],
+        "n_steps": [e.paths.n_steps for e in episodes],
+        "n_instruments": [e.prices.shape[-1] for e in episodes],
+        "liability": [e.liability for e in episodes],
+    }
+    for what, values in shared.items():
         if any(value != values[0] for value in values):
-            raise ValueError(f"environments of one batch must share {what}, got {', '.join(map(str, values))}; "
+            given = ", ".join(map(str, values))
+            raise ValueError(f"environments of one batch must share {what}, got {given}; "
                              "train on environments with one clock, one set of instruments and one liability")
 
 
@@ -138,9 +164,13 @@ def stack_episodes(
         return torch.stack([cut(x.mT) for x in xs], 1).mT
     per_path = [torch.stack([e.payoff, e.premium.expand_as(e.payoff)], -1) for e in episodes]
     payoff, paid = stack(*per_path).unbind(-1)
-    prices = [stack(*(e.prices[..., i] for e in episodes)) for i in range(episodes[0].prices.shape[-1])]
-    return Episode(map_paths(stack, *(e.paths for e in episodes)), join_instruments(prices), payoff, paid,
-                   tuple(e.friction for e in episodes), episodes[0].liability)
+    columns = []
+    for i in range(episodes[0].prices.shape[-1]):
+        of_instrument = [e.prices[..., i] for e in episodes]
+        columns.append(stack(*of_instrument))
+    paths = map_paths(stack, *(e.paths for e in episodes))
+    frictions = tuple(e.friction for e in episodes)
+    return Episode(paths, join_instruments(columns), payoff, paid, frictions, episodes[0].liability)
 
 
 def join_instruments(
@@ -185,14 +215,13 @@ class Ledger:
 
     def daily_pnl(self) -> Tensor:  # (…, n_paths, n_steps+1), in units of S_0
         "P&L of each date, the option marked to its implied vol; the sum over dates is `pnl`."
-        trade = self.episode
-        owed = torch.cat([trade.value[..., :-1], trade.payoff[..., None]], -1)  # at T the payoff itself
-        premium = trade.premium.expand_as(trade.payoff)
-        sale = (premium - owed[..., 0])[..., None]
-        earned = (self.positions * trade.prices.diff(dim=-2)).sum(-1)
-        each_day = earned - owed.diff(dim=-1)
-        first_day = sale.expand(*earned.shape[:-1], 1)
-        return torch.cat([first_day, each_day], -1) - self.costs
+        e = self.episode
+        owed = torch.cat([e.value[..., :-1], e.payoff[..., None]], -1)  # at T the payoff itself
+        sale = (e.premium.expand_as(e.payoff) - owed[..., 0])[..., None]
+        held = (self.positions * e.prices.diff(dim=-2)).sum(-1)
+        at_sale = sale.expand(*held.shape[:-1], 1)
+        afterwards = held - owed.diff(dim=-1)
+        return torch.cat([at_sale, afterwards], -1) - self.costs
 
 
 def _check_positions(
@@ -220,7 +249,8 @@ def settle(
     by_date = positions.transpose(-1, -3)  # paths innermost in memory: dates are whole rows
     first, last = by_date[..., :1, :], by_date[..., -1:, :]
     trades = torch.cat([first, by_date.diff(dim=-2), -last], -2).transpose(-1, -3)
-    gain = (positions * episode.prices.diff(dim=-2)).sum((-1, -2))
+    price_changes = episode.prices.diff(dim=-2)
+    gain = (positions * price_changes).sum((-1, -2))
     return Ledger(positions, trades, gain, episode.costs(trades), episode)
 
 

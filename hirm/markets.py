@@ -33,8 +33,10 @@ def _number(
     positive: bool = False, # refuse zero too
 ) -> None:
     "Refuse a parameter that is not a finite number, zero or positive."
-    fine = isinstance(value, (int, float)) and math.isfinite(value) and (value > 0 or value == 0 and not positive)
-    _require(fine, f"{name} must be finite and {'positive' if positive else 'not negative'}", value, cure)
+    finite = isinstance(value, (int, float)) and math.isfinite(value)
+    in_range = finite and (value > 0 or (value == 0 and not positive))
+    sign = "positive" if positive else "not negative"
+    _require(in_range, f"{name} must be finite and {sign}", value, cure)
 
 
 def _correlation(
@@ -123,16 +125,20 @@ class Paths:
     def variance_swap(self) -> Tensor: # in units of total variance, (…, n_paths, n_steps+1)
         "Price of the idealised variance swap: variance realised so far plus what is expected until expiry."
         variance = self.variance.mT
-        each_day = (variance[..., 1:, :] + variance[..., :-1, :]) * (self.dt / 2)
         swap = (self.iv.square() * self.tau).mT
-        swap[..., 1:, :] += each_day.cumsum(dim=-2)
-        return swap.mT if self.jumped is None else swap.mT + self.jumped
+        both_ends = variance[..., 1:, :] + variance[..., :-1, :]
+        swap[..., 1:, :] += (both_ends * (self.dt / 2)).cumsum(dim=-2)
+        if self.jumped is None:
+            return swap.mT
+        return swap.mT + self.jumped
 
 # %% ../nbs/01_markets.ipynb #fc785eb2
 def _join(how, paths: Sequence[Paths], dim: int) -> Paths:
     "Join each field of several paths in its time-major layout."
     first = paths[0]
-    _require(all(p.dt == first.dt for p in paths), "paths that are joined must share dt", [p.dt for p in paths], "simulate them on one grid")
+    steps = [p.dt for p in paths]
+    one_grid = all(dt == first.dt for dt in steps)
+    _require(one_grid, "paths that are joined must share dt", steps, "simulate them on one grid")
     joined = {}
     for name in first._tensors():
         by_date = [getattr(p, name).mT for p in paths]
@@ -175,16 +181,6 @@ def normals(
     for row, member in zip(draws, members):
         row.normal_(generator=member)
     return draws.to(device)
-
-
-def _step_noise(
-    variance: Tensor, # that is to be filled, (M, n_past+n_steps+1, n_paths)
-    generators: Sequence[torch.Generator], # one per member
-    *kinds: int, # how many numbers drive a step; left out, one
-) -> Tensor: # (M, *kinds, n_past+n_steps, n_paths)
-    "Draw what drives each step between its rows."
-    steps = variance.shape[1] - 1, variance.shape[2]
-    return normals((*kinds, *steps), generators, variance.dtype, variance.device)
 
 # %% ../nbs/01_markets.ipynb #3ecc0f80
 BLOCK = 2048 # paths drawn at a time: small enough for the cache, and fixed, so that results do not depend on how a caller chunks
@@ -249,10 +245,12 @@ class Market:
         returns, jumps = self.log_returns(variance, n_past, dt, generators)
         past, ahead = returns[:, :n_past], variance[:, n_past:]
         spot = _accumulate(returns[:, n_past:]).exp_()
-        iv = self.expected_variance(ahead.mT, _tau(n_steps, dt, ahead)).sqrt().mT
+        tau = _tau(n_steps, dt, ahead)
+        iv = self.expected_variance(ahead.mT, tau).sqrt().mT
         spot, ahead, iv, past = (x[..., :width].contiguous().mT for x in (spot, ahead, iv, past))
         if jumps is not None:
-            jumps = _accumulate(jumps[:, n_past:])[..., :width].contiguous().mT
+            so_far = _accumulate(jumps[:, n_past:])
+            jumps = so_far[..., :width].contiguous().mT
         return Paths(spot, ahead, iv, past, dt, jumps)
 
     def stream(
@@ -287,13 +285,18 @@ class GBM(Market):
 
     def expected_variance(self, variance: Tensor, tau: Tensor | float) -> Tensor:
         "Average variance over the next tau years: the constant."
-        return variance + torch.zeros_like(torch.as_tensor(tau, dtype=variance.dtype, device=variance.device))
+        tau = torch.as_tensor(tau, dtype=variance.dtype, device=variance.device)
+        return variance + torch.zeros_like(tau)
 
-    def log_returns(self, variance: Tensor, n_past: int, dt: float, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor | None]:
+    def log_returns(
+        self, variance: Tensor, n_past: int, dt: float, generators: Sequence[torch.Generator],
+    ) -> tuple[Tensor, Tensor | None]:
         "Fill `variance`, (M, n_past+n_steps+1, n_paths), and return the log-returns between its rows, and no jumps."
         variance.fill_(self.vol**2)
-        noise = _step_noise(variance, generators)
-        return noise.mul_(self.vol * math.sqrt(dt)).sub_(self.vol**2 * dt / 2), None
+        shape = (variance.shape[1] - 1, variance.shape[2])
+        noise = normals(shape, generators, variance.dtype, variance.device)
+        returns = noise.mul_(self.vol * math.sqrt(dt)).sub_(self.vol**2 * dt / 2)
+        return returns, None
 
 # %% ../nbs/01_markets.ipynb #5c51ef94
 class _Moments(NamedTuple):
@@ -326,14 +329,18 @@ class Heston(Market):
         share = torch.where(pull > 0, -torch.expm1(-pull) / pull.clamp_min(1e-30), 1)
         return torch.addcmul(self.theta * (1 - share), variance, share)
 
-    def log_returns(self, variance: Tensor, n_past: int, dt: float, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor | None]:
+    def log_returns(
+        self, variance: Tensor, n_past: int, dt: float, generators: Sequence[torch.Generator],
+    ) -> tuple[Tensor, Tensor | None]:
         "Fill `variance`, (M, n_past+n_steps+1, n_paths), and return the log-returns between its rows, and no jumps."
-        if variance.dtype != torch.float64 and torch.finfo(variance.dtype).eps > 1e-5 * self.xi:
+        too_coarse = torch.finfo(variance.dtype).eps > 1e-5 * self.xi
+        if too_coarse and variance.dtype != torch.float64:
             wide = torch.empty_like(variance, dtype=torch.float64)
             returns, _ = self.log_returns(wide, n_past, dt, generators)
             variance.copy_(wide)
             return returns.to(variance.dtype), None
-        draws = _step_noise(variance, generators, 2)
+        shape = (2, variance.shape[1] - 1, variance.shape[2])
+        draws = normals(shape, generators, variance.dtype, variance.device)
         moments = self._moments(dt, variance)
         self._fill(variance, n_past, draws[:, 0], moments)
         return self._returns(variance, draws[:, 1], dt, moments), None
@@ -343,12 +350,20 @@ class Heston(Market):
         xi = max(self.xi, _STILL)
         stay = math.exp(-self.kappa * dt)
         pull = -math.expm1(-self.kappa * dt)
-        mean, mean_slope = self.theta * pull, stay
+        mean = self.theta * pull
+        mean_slope = stay
         half = self.theta * (xi * pull)**2 / (4 * self.kappa)
         half_slope = xi**2 * stay * pull / (2 * self.kappa)
-        bend = _bend(mean, mean_slope, half, half_slope)
-        negated = lambda x: torch.tensor(-x, dtype=like.dtype, device=like.device)
-        return _Moments(negated(mean), -mean_slope, negated(half), -half_slope, bend)
+        # psi = variance / mean² falls with v, from xi² / (2 kappa theta) at 0: it crosses psi_c = 1.5 once or never
+        a = 1.5 * mean_slope**2
+        b = 3 * mean * mean_slope - 2 * half_slope
+        c = 1.5 * mean**2 - 2 * half
+        bend = 0.
+        if c < 0:
+            bend = (math.sqrt(b * b - 4 * a * c) - b) / (2 * a)
+        minus_mean = torch.tensor(-mean, dtype=like.dtype, device=like.device)
+        minus_half = torch.tensor(-half, dtype=like.dtype, device=like.device)
+        return _Moments(minus_mean, -mean_slope, minus_half, -half_slope, bend)
 
     def _fill(self, variance: Tensor, n_past: int, noise: Tensor, moments: _Moments) -> None:
         "Step the variance from date 0 to both ends; the past runs backwards, for a square-root process is time-reversible."
@@ -384,18 +399,11 @@ class Heston(Market):
             exponential = torch.log1p(power * minus / (power * gap - 1)).neg_()
             drift = torch.where(low, exponential, drift)
             exists = torch.where(low, power * gap < 1, scale > -1) # else Andersen's plain drift
-            plain = -tilt * self.kappa * self.theta * dt + (k2 - 2 * tilt + k3 / 2) * now
+            slope = k2 - 2 * tilt + k3 / 2
+            plain = -tilt * self.kappa * self.theta * dt + slope * now
             drift = torch.where(exists, drift, plain)
         drift.add_(later, alpha=k2).sub_(now, alpha=k3 / 2)
         return drift.addcmul_((now + later).sqrt_(), noise, value=math.sqrt(k3))
-
-
-def _bend(mean: float, mean_slope: float, half: float, half_slope: float) -> float:
-    "Where psi = variance / mean², which falls with v from xi² / (2 kappa theta) at 0, crosses psi_c = 1.5; 0 where it never does."
-    a = 1.5 * mean_slope**2
-    b = 3 * mean * mean_slope - 2 * half_slope
-    c = 1.5 * mean**2 - 2 * half
-    return (math.sqrt(b * b - 4 * a * c) - b) / (2 * a) if c < 0 else 0.
 
 
 _STILL = 1e-9 # xi below which a variance stands still to the ninth digit, and float64 keeps the spot's share of its noise
@@ -434,32 +442,45 @@ class SABR(Market):
     def expected_variance(self, variance: Tensor, tau: Tensor | float) -> Tensor:
         "Average of E[vol²] over the next tau years: v (exp(nu² tau) - 1) / (nu² tau); exact for beta = 1, else at the spot of date t."
         growth = self.nu**2 * torch.as_tensor(tau, dtype=variance.dtype, device=variance.device)
-        return variance * torch.where(growth > 0, torch.expm1(growth) / growth.clamp_min(1e-30), 1)
+        share = torch.where(growth > 0, torch.expm1(growth) / growth.clamp_min(1e-30), 1)
+        return variance * share
 
-    def log_returns(self, variance: Tensor, n_past: int, dt: float, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor | None]:
+    def log_returns(
+        self, variance: Tensor, n_past: int, dt: float, generators: Sequence[torch.Generator],
+    ) -> tuple[Tensor, Tensor | None]:
         "Fill `variance`, (M, n_past+n_steps+1, n_paths), and return the log-returns between its rows, and no jumps."
-        draws = _step_noise(variance, generators, 2)
+        shape = (2, variance.shape[1] - 1, variance.shape[2])
+        draws = normals(shape, generators, variance.dtype, variance.device)
         noise = draws[:, 0].mul_(math.sqrt(dt))
         steps = noise * self.nu - self.nu**2 * dt / 2
         variance[:, n_past:] = _accumulate(steps[:, n_past:])
-        variance[:, :n_past + 1] = _accumulate(steps[:, :n_past].flip(1)).flip(1) # the past runs backwards from alpha
+        backwards = steps[:, :n_past].flip(1) # the past runs backwards from alpha
+        variance[:, :n_past + 1] = _accumulate(backwards).flip(1)
         vol = variance.exp_().mul_(self.alpha)
+        now, later = vol[:, :-1], vol[:, 1:]
         # the integral of vol against its own noise is exact: (alpha_{t+dt} - alpha_t) / nu, whose limit at nu = 0 is the noise
-        drive = torch.expm1(steps).div_(self.nu) if self.nu > 1e-12 else noise
-        drive[:, :n_past].mul_(vol[:, 1:n_past + 1]).neg_()
-        drive[:, n_past:].mul_(vol[:, n_past:-1])
-        total = vol.square_()[:, 1:].add(vol[:, :-1]).mul_(dt / 2)
-        drive.mul_(self.rho).addcmul_(total.sqrt(), draws[:, 1], value=math.sqrt(1 - self.rho**2))
+        drive = noise
+        if self.nu > 1e-12:
+            drive = torch.expm1(steps).div_(self.nu)
+        drive[:, :n_past].mul_(later[:, :n_past]).neg_()
+        drive[:, n_past:].mul_(now[:, n_past:])
+        vol.square_() # now and later are variances from here on
+        total = later.add(now).mul_(dt / 2)
+        independent = math.sqrt(1 - self.rho**2)
+        drive.mul_(self.rho).addcmul_(total.sqrt(), draws[:, 1], value=independent)
         if self.beta < 1:
-            self._localise(*(x[:, n_past:].unbind(1) for x in (drive, total, variance[:, 1:])))
+            ahead = (x[:, n_past:].unbind(1) for x in (drive, total, later))
+            self._localise(*ahead)
         return drive.sub_(total, alpha=0.5), None
 
     def _localise(self, drive: Sequence[Tensor], total: Sequence[Tensor], variance: Sequence[Tensor]) -> None:
         "Scale each date's vol by S^(beta - 1), frozen over the step that follows."
-        log_spot, local = torch.zeros_like(drive[0]), torch.ones_like(drive[0])
+        log_spot = torch.zeros_like(drive[0])
+        local = torch.ones_like(drive[0])
         for noise, over, later in zip(drive, total, variance):
             log_spot += noise.mul_(local) - over.mul_(local.square()) / 2
-            local = (log_spot.clamp(-7, 7) * (self.beta - 1)).exp_() # nearer to zero than S = 0.001 the scale stays
+            clamped = log_spot.clamp(-7, 7) # nearer to zero than S = 0.001 the scale stays
+            local = (clamped * (self.beta - 1)).exp_()
             later.mul_(local.square())
 
 # %% ../nbs/01_markets.ipynb #4d8bd2e8
@@ -472,26 +493,33 @@ class Jumps(Market):
     sd: float # of a log-jump
 
     def __post_init__(self):
-        _require(isinstance(self.base, Market) and getattr(self.base, "beta", 1) == 1, "base must be a market whose vol does not depend on its spot",
+        own_vol = isinstance(self.base, Market) and getattr(self.base, "beta", 1) == 1
+        _require(own_vol, "base must be a market whose vol does not depend on its spot",
                  self.base, "for example GBM(0.2) or SABR with beta = 1")
         _number("intensity", self.intensity)
         _number("sd", self.sd)
-        _require(isinstance(self.mean, (int, float)) and math.isfinite(self.mean), "mean must be a finite log-jump", self.mean, "a fall of 6 % is -0.06")
+        finite = isinstance(self.mean, (int, float)) and math.isfinite(self.mean)
+        _require(finite, "mean must be a finite log-jump", self.mean, "a fall of 6 % is -0.06")
 
     def expected_variance(self, variance: Tensor, tau: Tensor | float) -> Tensor:
         "The base's average variance plus what the jumps add: intensity (mean² + sd²)."
         return self.base.expected_variance(variance, tau) + self.intensity * (self.mean**2 + self.sd**2)
 
-    def log_returns(self, variance: Tensor, n_past: int, dt: float, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor | None]:
+    def log_returns(
+        self, variance: Tensor, n_past: int, dt: float, generators: Sequence[torch.Generator],
+    ) -> tuple[Tensor, Tensor | None]:
         "Fill `variance` as the base does; return log-returns with jumps, and each step's sum of squared log-jumps."
         returns, squares = self.base.log_returns(variance, n_past, dt, generators)
-        squares = torch.zeros_like(returns) if squares is None else squares
+        if squares is None:
+            squares = torch.zeros_like(returns)
         returns -= self.intensity * dt * math.expm1(self.mean + self.sd**2 / 2)
         for i, member in enumerate(generators):
             # a Poisson number for every cell at once is one Poisson number of jumps, each falling on a cell at random
-            cells = torch.tensor(self.intensity * dt * returns[i].numel(), dtype=torch.float64, device=member.device)
-            number = int(torch.poisson(cells, generator=member))
-            where = torch.randint(returns[i].numel(), (number,), generator=member, device=member.device).to(returns.device)
+            n_cells = returns[i].numel()
+            expected = torch.tensor(self.intensity * dt * n_cells, dtype=torch.float64, device=member.device)
+            number = int(torch.poisson(expected, generator=member))
+            cells = torch.randint(n_cells, (number,), generator=member, device=member.device)
+            where = cells.to(returns.device)
             size = normals((number,), member, returns.dtype, returns.device)[0].mul_(self.sd).add_(self.mean)
             returns[i].view(-1).index_add_(0, where, size)
             squares[i].view(-1).index_add_(0, where, size.square())
@@ -505,16 +533,20 @@ class Momentum(Market):
     phi: float # share of yesterday's log-return, in (-1, 1)
 
     def __post_init__(self):
-        _require(isinstance(self.base, Market) and getattr(self.base, "beta", 1) == 1, "base must be a market whose vol does not depend on its spot",
+        own_vol = isinstance(self.base, Market) and getattr(self.base, "beta", 1) == 1
+        _require(own_vol, "base must be a market whose vol does not depend on its spot",
                  self.base, "for example Heston(…) or SABR with beta = 1")
-        _require(isinstance(self.phi, (int, float)) and not isinstance(self.phi, bool) and abs(self.phi) < 1, "phi must lie in (-1, 1)", self.phi,
-                 "daily index returns have between -0.4 and 0.1")
+        number = isinstance(self.phi, (int, float)) and not isinstance(self.phi, bool)
+        in_range = number and abs(self.phi) < 1
+        _require(in_range, "phi must lie in (-1, 1)", self.phi, "daily index returns have between -0.4 and 0.1")
 
     def expected_variance(self, variance: Tensor, tau: Tensor | float) -> Tensor:
         "The base's: a quote that has not noticed."
         return self.base.expected_variance(variance, tau)
 
-    def log_returns(self, variance: Tensor, n_past: int, dt: float, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor | None]:
+    def log_returns(
+        self, variance: Tensor, n_past: int, dt: float, generators: Sequence[torch.Generator],
+    ) -> tuple[Tensor, Tensor | None]:
         "Fill `variance` as the base does; return log-returns that remember the day before."
         returns, jumps = self.base.log_returns(variance, n_past, dt, generators)
         if self.phi:

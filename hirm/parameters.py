@@ -100,7 +100,10 @@ def read_names(
     value,  # text with commas, or a list of texts
 ) -> list[str]:
     "Read a list of names, each of which stands there once."
-    given = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
+    if isinstance(value, str):
+        given = value.split(",")
+    else:
+        given = value if isinstance(value, (list, tuple)) else [value]
     names = [one.strip() if isinstance(one, str) else "" for one in given]
     if not all(names) or not names:
         raise ValueError(f"{name} must be names with commas between them and no empty place, got {value!r}; fill the place or drop it")
@@ -182,7 +185,8 @@ def _contents(thing, within):
             return "holder", depth
     within = (*within, thing)
     if isinstance(thing, Mapping):
-        return "mapping", sorted((repr(_contents(key, within)), _contents(value, within)) for key, value in thing.items())
+        items = ((repr(_contents(key, within)), _contents(value, within)) for key, value in thing.items())
+        return "mapping", sorted(items)
     if isinstance(thing, (set, frozenset)):
         return "set", sorted(repr(_contents(one, within)) for one in thing)
     if isinstance(thing, (list, tuple, np.ndarray)):
@@ -196,19 +200,22 @@ def _contents(thing, within):
 
 def _number(number):
     "A number, whatever its type: 1 and 1.0 are one."
-    number = number.item() if isinstance(number, np.generic) else number
-    return float(number) if isinstance(number, int) and abs(number) < 2**53 else number
+    if isinstance(number, np.generic):
+        number = number.item()
+    if isinstance(number, int) and abs(number) < 2**53:  # beyond, floats have gaps
+        return float(number)
+    return number
 
 
 def _array(array):
     "A tensor or an array: its type, its shape and its bytes, wherever they lie."
     kind, shape = str(array.dtype), tuple(array.shape)
     if isinstance(array, Tensor):
-        own = array.detach().cpu().resolve_conj().contiguous()
-        numbers = own.reshape(-1).view(torch.uint8).numpy()
+        tensor = array.detach().cpu().resolve_conj().contiguous()
+        plain = tensor.reshape(-1).view(torch.uint8).numpy()
     else:
-        numbers = np.ascontiguousarray(array)
-    return kind, shape, hashlib.sha256(numbers.tobytes()).hexdigest()
+        plain = np.ascontiguousarray(array)
+    return kind, shape, hashlib.sha256(plain.tobytes()).hexdigest()
 
 # %% ../nbs/00_parameters.ipynb #06f00004
 def _object(thing, within):
@@ -243,7 +250,9 @@ def _installed(thing):
     module = getattr(thing, "__module__", None) or "builtins"
     top = module.partition(".")[0]
     file = getattr(sys.modules.get(module), "__file__", None)
-    return top == "hirm" or top in sys.stdlib_module_names or file is not None and Path(file).is_relative_to(sysconfig.get_paths()["purelib"])
+    if top == "hirm" or top in sys.stdlib_module_names:
+        return True
+    return file is not None and Path(file).is_relative_to(sysconfig.get_paths()["purelib"])
 
 
 def _named(thing, within):
@@ -298,8 +307,8 @@ def _loaded(code):
 
 def _code(code, within):
     "What a piece of code does: its instructions, constants and names; neither where it stands nor its docstring."
-    docstring = code.co_consts[0] if code.co_consts else None
-    constants = [constant for constant in code.co_consts if not isinstance(constant, str) or constant is not docstring]
+    first = code.co_consts[0] if code.co_consts else None  # a text that stands first is the docstring
+    constants = [one for one in code.co_consts if not isinstance(one, str) or one is not first]
     names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
     return code.co_code.hex(), _contents(constants, within), names
 

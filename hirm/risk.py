@@ -61,9 +61,12 @@ def _tail_mean(
     mass = _tail_mass(loss.shape[-1], alpha)
     whole = math.floor(mass)
     part = mass - whole
-    worst = torch.topk(loss, min(max(math.ceil(mass), 1), loss.shape[-1]), dim=-1).values
+    count = min(max(math.ceil(mass), 1), loss.shape[-1])
+    worst = torch.topk(loss, count, dim=-1).values
     total = worst[..., :whole].sum(-1)
-    return (total + part * worst[..., whole]) / mass if part > 0 else total / mass
+    if part > 0:
+        total = total + part * worst[..., whole]
+    return total / mass
 
 # %% ../nbs/09_risk.ipynb #8f0df58a
 def cvar(
@@ -85,9 +88,10 @@ def _influence(
     alpha: float,   # confidence
 ) -> Tensor:        # times (1 - alpha), (…, n), up to a constant
     """By how much each path moves the empirical CVaR."""
-    rank = max(1, math.ceil(loss.shape[-1] * alpha - 1e-9))
+    n = loss.shape[-1]
+    rank = max(1, math.ceil(n * alpha - 1e-9))
     # an order statistic by kthvalue, because torch.quantile refuses more than 2^24 numbers
-    threshold = loss.kthvalue(min(rank, loss.shape[-1]), -1, keepdim=True).values
+    threshold = loss.kthvalue(min(rank, n), -1, keepdim=True).values
     return (loss - threshold).clamp_min(0.0)
 
 
@@ -174,7 +178,8 @@ def smoothed_var(
     """
     _check_alpha(alpha)
     centre, width = _standardise(loss, smoothing)
-    score, mass = (loss - centre) / width, loss.shape[-1] * (1 - alpha)
+    score = (loss - centre) / width
+    mass = loss.shape[-1] * (1 - alpha)
     count = min(max(math.ceil(mass), 1), loss.shape[-1])
     root = torch.topk(score, count, dim=-1).values[..., -1:]
     if mass < 1:  # the edge lies beyond the worst loss, where the sigmoid is an exponential
@@ -183,7 +188,8 @@ def smoothed_var(
         inside = torch.sigmoid(score - root)
         mass = inside.mean(-1, keepdim=True)
         slope = (inside * (1 - inside)).mean(-1, keepdim=True).clamp_min(torch.finfo(loss.dtype).tiny)
-        root = root + (mass * (mass / (1 - alpha)).log() / slope).clamp(-1.0, 1.0)  # one bandwidth at most
+        newton = mass * (mass / (1 - alpha)).log() / slope
+        root = root + newton.clamp(-1.0, 1.0)  # one bandwidth at most
     return (centre + width * root).squeeze(-1)
 
 # %% ../nbs/09_risk.ipynb #4f5188f8
@@ -286,8 +292,7 @@ def cvar_optimal_scale(
     """
     _check_alpha(alpha)
     _losses(other - hedge)
-    low = torch.full_like(hedge[..., 0], -4.0)
-    high = torch.full_like(hedge[..., 0], 4.0)
+    low, high = torch.full_like(hedge[..., 0], -4.0), torch.full_like(hedge[..., 0], 4.0)
     mass = _tail_mass(hedge.shape[-1], alpha)
     rank = torch.arange(math.ceil(mass), device=hedge.device)
     share = (mass - rank).clamp(0, 1).to(hedge.dtype)  # the last path by its fraction
@@ -311,13 +316,14 @@ def worst_mixture(
     """
     if alpha != 0:
         _check_alpha(alpha)
-    def side(tau):
+
+    def side(tau):  # the bound at τ, and its slope on the side that the worst environment is on
         excess = loss - tau[:, None, None]
-        shortfall = excess.clamp_min(0).mean(-1) / (1 - alpha)
-        bound, worst = (tau[:, None] + shortfall).max(-1)
+        bounds = tau[:, None] + excess.clamp_min(0).mean(-1) / (1 - alpha)
+        bound, worst = bounds.max(-1)
         beyond = (excess > 0).to(loss.dtype).mean(-1)
-        slope = 1 - beyond / (1 - alpha)
-        return bound, slope.gather(-1, worst[:, None])[:, 0]
+        slopes = 1 - beyond / (1 - alpha)
+        return bound, slopes.gather(-1, worst[:, None])[:, 0]
 
     with torch.no_grad():
         low, high = loss.amin((-2, -1)) - 1, loss.amax((-2, -1))

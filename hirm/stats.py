@@ -314,7 +314,8 @@ def compare(
 ) -> pd.DataFrame:                  # one row per method
     """Describe each method's metric relative to the baseline, paired by seed."""
     c, rows = criteria, {}
-    where, confidence = environment or c.environment, 1 - 2 * c.alpha
+    where = environment or c.environment
+    confidence = 1 - 2 * c.alpha
     for method in c.methods:
         pairs = pair(frame, c.metric, method, c.baseline, where)
         logs = log_ratio(frame, c.metric, method, c.baseline, where)
@@ -355,12 +356,13 @@ def interval(
     level: float = 0.95,
 ) -> tuple[float, float]:  # mean, half-width (NaN if nothing can be said)
     """Return the mean over seeds and the half-width of its interval, the paths being common to all seeds."""
-    n, tail = len(values), (1 + level) / 2
-    over_seeds = 0.0
+    n = len(values)
+    tail = (1 + level) / 2
+    seeds = 0.0
     if n > 1:
-        over_seeds = st.t.ppf(tail, n - 1) * values.std() / n ** 0.5
-    over_paths = np.nan_to_num(st.norm.ppf(tail) * errors.mean())
-    width = float(np.hypot(over_seeds, over_paths))
+        seeds = st.t.ppf(tail, n - 1) * values.std() / n ** 0.5
+    paths = np.nan_to_num(st.norm.ppf(tail) * errors.mean())
+    width = float(np.hypot(seeds, paths))
     return float(values.mean()), width or float("nan")
 
 # %% ../nbs/11_stats.ipynb #bcf248c5
@@ -386,12 +388,6 @@ def label_effect(
     return table.assign(**levels)
 
 # %% ../nbs/11_stats.ipynb #grp00002
-def _here(frame: pd.DataFrame, method: str, environment: str, metric: str) -> pd.Series:
-    """One number per seed, of one arm in one environment."""
-    rows = frame[(frame["method"] == method) & (frame["environment"] == environment)]
-    return rows.set_index("seed")[metric]
-
-
 def group_log_ratio(
     members: pd.DataFrame,  # tidy results of single members: method, seed, environment and the metric
     groups: pd.DataFrame,   # tidy results of groups as one hedger; seed is the first of the group
@@ -403,8 +399,8 @@ def group_log_ratio(
     metric: str = "cvar95",
 ) -> pd.Series:             # log(group / mean of the baseline's members), by the group's first seed
     """Compare groups of members with the baseline's single members of the same seeds. Raises ValueError for a seed that the baseline lacks."""
-    own = _here(groups, method, environment, metric)
-    alone = _here(members, baseline, environment, metric)
+    of = lambda frame, name: frame[(frame["method"] == name) & (frame["environment"] == environment)].set_index("seed")[metric]
+    own, alone = of(groups, method), of(members, baseline)
     logs = {}
     for first, risk in own.items():
         seeds = range(first, first + size)
@@ -426,21 +422,23 @@ def side_by_side(
     alpha: float = 0.025,
 ) -> pd.DataFrame:          # index method and hedger ("member" or as in groups): ratio, low, high (NaN below three), n, level
     """Compare members and groups with the baseline's members of the same seeds, by Student's intervals on the log."""
-    found = {}
-
-    def add(key, logs, level):
-        _, low, high, *_ = within(logs, alpha=alpha) if len(logs) >= MIN_SEEDS else NOTHING
-        found[key] = dict(ratio=np.exp(logs.mean()), low=np.exp(low), high=np.exp(high), n=len(logs), level=level)
-
-    plain = _here(members, baseline, environment, metric)
+    here = members[members["environment"] == environment]
+    logs = {}
     for method in methods:
-        own = _here(members, method, environment, metric)
+        own = here[here["method"] == method].set_index("seed")[metric]
+        plain = here[here["method"] == baseline].set_index("seed")[metric]
         if lacking := sorted(set(own.index) - set(plain.index)):
             raise ValueError(f"{baseline} lacks seed(s) {lacking} in {environment} which {method} has; run them: pairs are never dropped")
-        add((method, "member"), np.log(own / plain.loc[own.index]), own.mean())
+        logs[method, "member"] = np.log(own / plain.loc[own.index]), own.mean()
         for hedger, rows in groups[groups["method"] == method].groupby("hedger", sort=False):
-            logs = group_log_ratio(members, rows, method, baseline, environment, size=size, metric=metric)
-            add((method, hedger), logs, _here(rows, method, environment, metric).mean())
+            together = group_log_ratio(members, rows, method, baseline, environment, size=size, metric=metric)
+            level = rows[rows["environment"] == environment][metric].mean()
+            logs[method, hedger] = together, level
+    found = {}
+    for key, (values, level) in logs.items():
+        claim = within(values, alpha=alpha) if len(values) >= MIN_SEEDS else NOTHING
+        ratio, low, high = np.exp(values.mean()), np.exp(claim.low), np.exp(claim.high)
+        found[key] = dict(ratio=ratio, low=low, high=high, n=len(values), level=level)
     return pd.DataFrame.from_dict(found, orient="index").rename_axis(["method", "hedger"])
 
 # %% ../nbs/11_stats.ipynb #3e72cd6f
@@ -496,34 +494,34 @@ class Planted:
 PLANTED = Planted()
 
 
-def _planted_row(frame: pd.DataFrame, method: str, generator: np.random.Generator, c: Planted) -> dict:
-    """One method's row of the verdict, before Holm: on its own seeds, beside the arms of the same seeds."""
-    seeds = frame.loc[frame["method"] == method, "seed"]
-    paired = frame[frame["seed"].isin(seeds)]
-
-    def log_regret(arm):
-        return np.log(regret(paired, arm, c.blind, c.environments, c.metric))
-
-    own = log_regret(method)
-    against_erm = own - log_regret(c.baseline)
-    against_twin = own - log_regret(f"{method}_permuted")
-    p_erm = sign_flip(against_erm, np.log(1 - c.improvement), generator)
-    p_twin = sign_flip(against_twin, 0.0, generator)
-    flat = int((np.exp(own) < c.flat).sum())
-    low, high = proportion_confint(flat, len(own), alpha=2 * c.alpha, method="beta")
-    ratios = {"regret": own, "to_erm": against_erm, "to_twin": against_twin}
-    means = {name: np.exp(logs.mean()) for name, logs in ratios.items()}
-    return means | {"flat": flat / len(own), "flat_low": low, "flat_high": high, "p": max(p_erm, p_twin), "seeds": len(own)}
-
-
 def planted_verdict(
     frame: pd.DataFrame,            # tidy results, each method with its twin <method>_permuted, and the blind ERM
     generator: np.random.Generator, # of the sign flips
     criteria: Planted = PLANTED,
 ) -> pd.DataFrame:                  # one row per method: regret, its ratios to ERM's and to the twin's, share of flat seeds, p, verdict
     """Judge by sign flips whether a method's regret lies below ERM's by the margin and below its permuted twin's: both must hold, on the method's own seeds."""
-    c = criteria
-    rows = {method: _planted_row(frame, method, generator, c) for method in (c.primary, *c.others)}
+    c, rows = criteria, {}
+    for method in (c.primary, *c.others):
+        own_seeds = frame.loc[frame["method"] == method, "seed"]
+        paired = frame[frame["seed"].isin(own_seeds)]
+        arms = (method, c.baseline, f"{method}_permuted")
+        own, erm, twin = (np.log(regret(paired, arm, c.blind, c.environments, c.metric)) for arm in arms)
+        against_erm = own - erm
+        against_twin = own - twin
+        p_erm = sign_flip(against_erm, np.log(1 - c.improvement), generator)
+        p_twin = sign_flip(against_twin, 0.0, generator)
+
+        n_seeds = len(own)
+        n_flat = int((np.exp(own) < c.flat).sum())
+        flat_low, flat_high = proportion_confint(n_flat, n_seeds, alpha=2 * c.alpha, method="beta")
+        rows[method] = {
+            "regret": np.exp(own.mean()),
+            "to_erm": np.exp(against_erm.mean()),
+            "to_twin": np.exp(against_twin.mean()),
+            "flat": n_flat / n_seeds, "flat_low": flat_low, "flat_high": flat_high,
+            "p": max(p_erm, p_twin),
+            "seeds": n_seeds,
+        }
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
     others = list(c.others)
     table.loc[others, "p"] = holm(table.loc[others, "p"])  # the primary claim stands alone

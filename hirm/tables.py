@@ -158,10 +158,15 @@ def band_table(
     frame: pd.DataFrame,  # of one policy: vol, days, moneyness, delta, lower and upper edge, as `resting_band` gives them
 ) -> pd.DataFrame:  # index quoted vol and days to expiry, one column per moneyness; text
     """Return the band as text: lower edge, upper edge, and the delta."""
-    text = [f"{digits(row.lower, 2)}–{digits(row.upper, 2)} (delta {digits(row.delta, 2)})" for row in frame.itertuples()]
-    named = frame.assign(band=text, vol=(100 * frame["vol"]).map("{:g}".format))
-    named = named.rename(columns={"vol": "quoted vol (%)", "days": "days to expiry", "moneyness": "spot / strike"})
-    return named.groupby(["quoted vol (%)", "days to expiry", "spot / strike"], sort=False)["band"].first().unstack()
+    bands = []
+    for row in frame.itertuples():
+        lower, upper, delta = (digits(value, 2) for value in (row.lower, row.upper, row.delta))
+        bands.append(f"{lower}–{upper} (delta {delta})")
+    vol = (100 * frame["vol"]).map("{:g}".format)
+    titles = {"vol": "quoted vol (%)", "days": "days to expiry", "moneyness": "spot / strike"}
+    named = frame.assign(band=bands, vol=vol).rename(columns=titles)
+    by_state = named.groupby(list(titles.values()), sort=False)["band"]
+    return by_state.first().unstack()
 
 
 def books_table(
@@ -169,7 +174,8 @@ def books_table(
     n_days: int = 10,  # shown, the last with the lowest price
 ) -> pd.DataFrame:  # index date; text, prices in % of the first, money in % of spot
     """Return the books of the first method on the days up to the lowest price, with delta's P&L beside its own."""
-    own, delta = (frame[frame["method"] == name].set_index("date") for name in (frame["method"].iloc[0], "delta"))
+    first = frame["method"].iloc[0]
+    own, delta = (frame[frame["method"] == name].set_index("date") for name in (first, "delta"))
     last = max(own["spot"].argmin() + 1, n_days)
     table = pd.DataFrame({"price (%)": (100 * own["spot"]).map(digits)})
     for name in ("delta", "position", "trade"):
@@ -187,19 +193,30 @@ def ratio_table(
 ) -> pd.DataFrame:  # index environment, one column per method; text, an en dash where the reference's tail is no loss
     """Return each method's CVaR-95 over the reference's: the mean over seeds, and from the lowest to the highest."""
     if reference not in set(frame["method"]):
-        raise ValueError(f"no rows of the reference {reference!r}; got {', '.join(sorted(frame['method'].unique()))}; judge it on the same paths")
-    base = frame[frame["method"] == reference].groupby("environment")["cvar95"].mean()
+        judged = ", ".join(sorted(frame["method"].unique()))
+        raise ValueError(f"no rows of the reference {reference!r}; got {judged}; judge it on the same paths")
+    base = _mean_tail(frame, reference)
     shown = frame[~frame["method"].isin([reference, *leave_out])]
     denominator = shown["environment"].map(base)
-    ratios = shown.assign(ratio=(shown["cvar95"] / denominator).where(denominator > 0))
-    table = ratios.groupby(["environment", "method"], sort=False)["ratio"].apply(_range).unstack()
+    ratio = (shown["cvar95"] / denominator).where(denominator > 0)
+    by_cell = shown.assign(ratio=ratio).groupby(["environment", "method"], sort=False)["ratio"]
+    table = by_cell.apply(_range).unstack()
     return table.loc[shown["environment"].unique(), shown["method"].unique()]
+
+
+def _mean_tail(frame: pd.DataFrame, method: str) -> pd.Series:  # by environment
+    """Return a method's CVaR-95, the mean over its seeds."""
+    of_method = frame[frame["method"] == method]
+    return of_method.groupby("environment")["cvar95"].mean()
 
 
 def _range(values: pd.Series) -> str:
     """Return the mean, and the lowest and the highest where there are several."""
-    mean, low, high = (digits(value) for value in (values.mean(), values.min(), values.max()))
-    return mean if len(values) == 1 or mean == "–" else f"{mean} ({low}–{high})"
+    mean = digits(values.mean())
+    if len(values) == 1 or mean == "–":
+        return mean
+    low, high = digits(values.min()), digits(values.max())
+    return f"{mean} ({low}–{high})"
 
 # %% ../nbs/12_tables.ipynb #5674ff76
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
@@ -228,8 +245,12 @@ def beaten(
 ) -> pd.Series:  # by environment: relative change of the tail loss, negative where the hedger loses less
     """Return by how much the CVaR-95 of a hedger differs from the reference's, as a share of the latter's size."""
     tail = frame.pivot_table(index="environment", columns="method", values="cvar95", sort=False)
-    if missing := [name for name in environments if name not in tail.index] or [name for name in (hedger, reference) if name not in tail]:
-        raise ValueError(f"the frame lacks {', '.join(missing)}; it holds {', '.join(tail.index)} and {', '.join(tail)}; judge what is missing")
+    missing = [name for name in environments if name not in tail.index]
+    if not missing:
+        missing = [name for name in (hedger, reference) if name not in tail]
+    if missing:
+        raise ValueError(f"the frame lacks {', '.join(missing)}; "
+                         f"it holds {', '.join(tail.index)} and {', '.join(tail)}; judge what is missing")
     tail = tail.loc[list(environments)]
     change = (tail[hedger] - tail[reference]) / tail[reference].abs()
     return change.where(change.abs() >= 5e-4, 0.0)
@@ -266,11 +287,19 @@ def repeated(
     reference: str = "delta",
 ) -> str:
     """Say of how many repeated hedgers the tail loses less than the reference's, crisis by crisis."""
-    base = frame[frame["method"] == reference].groupby("environment")["cvar95"].mean()
-    own = frame[frame["method"] == hedger].pivot_table(index="seed", columns="environment", values="cvar95")
-    won = {name: int((own[name] < base[name]).sum()) for name in environments}
+    base = _mean_tail(frame, reference)
+    of_hedger = frame[frame["method"] == hedger]
+    own = of_hedger.pivot_table(index="seed", columns="environment", values="cvar95")
     n = len(own)
-    always = listed([name for name, count in won.items() if count == n], "", "in {names}", "in {names}")
-    others = [f"{in_words(count) if count else 'none'} in {name}" for name, count in won.items() if count < n]
-    counted = listed(([f"all {always}"] if always else []) + others, "", "{names}", "{names}")
+    always, said = [], []
+    for name in environments:
+        won = int((own[name] < base[name]).sum())
+        if won == n:
+            always.append(name)
+        else:
+            count = in_words(won) if won else "none"
+            said.append(f"{count} in {name}")
+    if always:
+        said.insert(0, listed(always, "", "all in {names}", "all in {names}"))
+    counted = listed(said, "", "{names}", "{names}")
     return f"Of {in_words(n)} such hedgers lose less than {reference}: {counted}."
