@@ -76,3 +76,11 @@ def test_printed_numbers_can_be_read(path):
 def test_a_title_says_its_subject(path):
     title = re.search(r"^# (.+)$", prose(path), re.M)[1]
     assert title == "References" or re.fullmatch(r"[\w -]+: .+\?", title), f"write `Subject: question?`, got {title}"
+
+
+@pytest.mark.parametrize("path", [path for path in sorted((ROOT / "nbs").glob("*.ipynb")) + PRINTED if path.suffix == ".ipynb"], ids=lambda path: path.stem)
+def test_a_cell_that_draws_a_figure_shows_nothing_else(path):
+    """What is glued beside a figure takes its place, and the page has neither the figure nor its caption."""
+    for cell in nbformat.read(path, 4).cells:
+        if cell.source.startswith("#| fig-alt"):
+            assert [sorted(output.get("data", {})) for output in cell.outputs] == [["image/svg+xml", "text/plain"]], cell.source[:80]
