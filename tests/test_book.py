@@ -107,6 +107,7 @@ class Look:
     def __init__(self, page):
         page.evaluate("window.MathJax?.startup?.promise.then(() => new Promise(requestAnimationFrame))")
         page.add_script_tag(path=ROOT / "tests" / "look.js")
+        page.add_style_tag(content="* { transition: none !important }")  # or a colour is measured on its way from light to dark
         self.text = page.locator("article").inner_text()
         self.contents = page.evaluate("look.contents()")
         self.figures = page.evaluate("look.figures()")
