@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['CELLS', 'PRIMARY', 'PLANTED_CELLS', 'FAMILY', 'ABOVE', 'MOST_SEEDS', 'SIDE_BY_SIDE', 'ON_A_GPU', 'PILOT_SEED',
            'PENALTIES', 'SWEPT', 'AT_ONCE', 'DRAWN', 'TOGETHER', 'RADII', 'CLIPPED', 'CURES', 'PLANTED_CURES', 'WALKED',
-           'MONEYNESS', 'LIVES', 'SHOWN', 'Plan', 'as_plan', 'Job', 'split', 'words', 'phase1', 'learning', 'phase2',
-           'ladder', 'phase2_pilot', 'main_job', 'erm_of_cures', 'cures', 'walk', 'limits', 'swaps', 'Look',
-           'phase1_looks']
+           'MONEYNESS', 'LIVES', 'SHOWN', 'Plan', 'as_plan', 'Job', 'split', 'words', 'phase1', 'learning',
+           'phase2_secondary', 'phase2', 'ladder', 'phase2_pilot', 'main_job', 'erm_of_cures', 'cures', 'walk',
+           'limits', 'swaps', 'Look', 'phase1_looks']
 
 # %% ../nbs/21_campaign.ipynb #ee4400b8
 import math
@@ -32,8 +32,8 @@ CELLS = {  # hedgers that are compared with each other: of one kind, and seeing 
     "mlp-blind": dict(policy="mlp", realized_vol=False),
 }
 PRIMARY = "band-seeing"  # carries the claims
-PLANTED_CELLS = ("primary", "weights", "dose_0", "dose_0.1", "dose_0.4", "three_phases", "long_ramp", "large_batch",
-                 "levels", "markets_3", "markets_5")  # of Phase 2
+PLANTED_CELLS = ("weights", "dose_0", "dose_0.1", "dose_0.4", "three_phases", "long_ramp", "large_batch",
+                 "levels", "markets_3", "markets_5")  # of Phase 2, beside its primary one
 FAMILY = (*CRITERIA.methods, CRITERIA.baseline)  # methods of Phase 1, the baseline last
 ABOVE = tuple(rung for rung in RUNGS if rung != "levels")  # rungs of the ladder above Phase 1's
 MOST_SEEDS = 1000  # the second arm of plain hedgers starts at this seed
@@ -48,7 +48,7 @@ class Plan:
     control_seeds: int | None = None  # of that cell's controls; left out, as many as it has
     cells: str = "all"  # of Phase 1, comma-separated, the primary one among them
     methods: str = "all"  # of Phase 1, comma-separated, erm among them
-    planted: str = "all"  # cells of Phase 2, comma-separated, the primary one among them
+    planted: str = "all"  # secondary cells of Phase 2, comma-separated
     rungs: str = "all"  # of the ladder above Phase 1's, comma-separated
     device: str = "cpu"  # cpu, cuda or cuda:<number>
 
@@ -60,7 +60,7 @@ class Plan:
         self._read("control_seeds", self.primary_seeds, 1, self.primary_seeds)
         self._check("cells", "cell", CELLS, PRIMARY)
         self._check("methods", "method of Phase 1", FAMILY, CRITERIA.baseline, "with which the others are compared")
-        self._check("planted", "cell of Phase 2", PLANTED_CELLS, "primary")
+        self._check("planted", "secondary cell of Phase 2", PLANTED_CELLS)
         self._check("rungs", "rung", ABOVE)
         # of the machines that will train, which need not be this one's
         if not re.fullmatch(r"cpu|cuda(:\d+)?", str(self.device)):
@@ -297,13 +297,19 @@ def _twins(
 
 
 # %% ../nbs/21_campaign.ipynb #26f164ce
-def _beside_the_primary_cell(plan: Plan) -> list[Job]:
-    "The ERM that is not shown the column, the ERM that has met what it is judged by, and other weights of each penalty."
+def _primary_of_phase2(plan: Plan) -> list[Job]:
+    "The cell that carries the claims, the ERM that is not shown the column, and the ERM that has met what it is judged by."
     blind = _coloured(plan, "phase2", "erm", **AT_ONCE, extra_features="")
     met = _coloured(plan, "phase2", "erm", ("strong", "weak", "gone", "turned"), **AT_ONCE)
-    jobs = []
+    jobs = _twins(plan, "primary", plan.primary_seeds, **AT_ONCE)
     for arm, asked, n_seeds in (("erm_blind", blind, plan.primary_seeds), ("oracle", met, plan.seeds)):
         jobs += split(Job("phase2", "metrics", "primary", arm, f"primary-{arm}", asked, n_seeds), soon=n_seeds)
+    return jobs
+
+
+def _weights_of_phase2(plan: Plan) -> list[Job]:
+    "Other weights of each penalty."
+    jobs = []
     for method, weights in SWEPT.items():
         for weight in weights:
             asked = _coloured(plan, "phase2", method, **AT_ONCE, penalty_weight=weight)
@@ -326,9 +332,9 @@ def _levels(plan: Plan) -> list[Job]:
     return jobs
 
 # %% ../nbs/21_campaign.ipynb #6322054e
-def phase2(plan: Plan) -> list[Job]:
-    "The jobs of the planted case: the primary cell and what stands beside it, doses, schedules, numbers of markets, and Phase 1's worlds."
-    jobs = _twins(plan, "primary", plan.primary_seeds, **AT_ONCE) + _beside_the_primary_cell(plan)
+def phase2_secondary(plan: Plan) -> list[Job]:
+    "The jobs beside the primary cell: weights, doses, schedules, Phase 1's worlds and numbers of markets."
+    jobs = _weights_of_phase2(plan)
     for dose, markets in _PAIRS.items():
         if dose != 0.2:  # the primary cell's
             jobs += _twins(plan, f"dose_{dose:g}", plan.seeds, ("hirm", "vrex"), markets=markets, **AT_ONCE)
@@ -339,6 +345,11 @@ def phase2(plan: Plan) -> list[Job]:
     for markets in (("strong", "middle", "weak"), ("strong", "strong_25", "middle", "weak_15", "weak")):
         jobs += _twins(plan, f"markets_{len(markets)}", plan.seeds, ("hirm", "vrex"), markets=markets, **AT_ONCE)
     return [job for job in jobs if plan.planted == "all" or job.cell in read_names("planted", plan.planted)]
+
+
+def phase2(plan: Plan) -> list[Job]:
+    "The jobs of the planted case."
+    return _primary_of_phase2(plan) + phase2_secondary(plan)
 
 # %% ../nbs/21_campaign.ipynb #38e9fda0
 def ladder(plan: Plan) -> list[Job]:

@@ -290,13 +290,6 @@ def _read_columns(name, value):
     return ",".join(names)
 
 
-def _one_file(name, given):
-    "Refuse a path that fits two different files, one here and one in the project."
-    near, anchored = Path(given), project() / given
-    if near.is_file() and anchored.is_file() and near.read_bytes() != anchored.read_bytes():
-        raise ValueError(f"{name} {given!r} must be one file, got one in the working directory and another in the project; give an absolute path")
-
-
 def _read_instruments(name, value):
     "The spot, and perhaps the variance swap, in this order."
     names = read_names(name, value)
@@ -310,6 +303,13 @@ def _read_instruments(name, value):
 def _read_again(name, value):
     "What was read before all else."
     return value
+
+# %% ../nbs/15_config.ipynb #14cbee95
+def _one_file(name, given):
+    "Refuse a path that fits two different files, one here and one in the project."
+    near, anchored = Path(given), project() / given
+    if near.is_file() and anchored.is_file() and near.read_bytes() != anchored.read_bytes():
+        raise ValueError(f"{name} {given!r} must be one file, got one in the working directory and another in the project; give an absolute path")
 
 
 def _found_history(history, expected):
@@ -386,7 +386,7 @@ REGISTRIES: dict[str, tuple] = {  # kind -> registry, and what an entry must be
     "need": (NEEDS, _check_need),
 }
 
-
+# %% ../nbs/15_config.ipynb #1d35f1c6
 def _plugin_file(name):
     "Where a plugin stands: the path of a file, or the name of a module that can be imported."
     if Path(name).suffix in (".py", ".yaml", ".yml"):
@@ -404,14 +404,6 @@ def _plugin_file(name):
     return Path(spec.origin).resolve()
 
 
-def _import_anew(name):
-    "Run a module, again where its text has changed."
-    if name in sys.modules:
-        importlib.reload(sys.modules[name])
-    else:
-        importlib.import_module(name)
-
-
 def plugin_files(
     plugins: str,  # as a config holds them
 ) -> list[Path]:
@@ -423,22 +415,13 @@ def plugin_files(
             raise ValueError(f"plugins must have names of their own, got {stem} twice; rename one of the files")
     return files
 
-
-def load_plugins(
-    plugins: str,  # files or modules, comma-separated; empty for none
-) -> str:  # the same, files named from the project
-    "Run plugins, in order, and check what they register."
-    names = [] if plugins in ("", None) else read_names("plugins", plugins)
-    spelt = []
-    for name, file in zip(names, plugin_files(",".join(names))):
-        run = None
-        if file.suffix in (".yaml", ".yml"):
-            run = _register_environments
-        elif Path(name).suffix != ".py":
-            run = lambda _, name=name: _import_anew(name)
-        load_plugin(file, REGISTRIES, run)
-        spelt.append(name if run is not None and run is not _register_environments else os.path.relpath(file, project()))
-    return ",".join(spelt)
+# %% ../nbs/15_config.ipynb #a84b8eec
+def _import_anew(name):
+    "Run a module, again where its text has changed."
+    if name in sys.modules:
+        importlib.reload(sys.modules[name])
+    else:
+        importlib.import_module(name)
 
 
 def _register_environments(file):
@@ -447,6 +430,23 @@ def _register_environments(file):
         if name in ENVIRONMENTS:
             raise ValueError(f"environment {name!r} is there already; choose another name")
         ENVIRONMENTS[name] = environment
+
+
+def load_plugins(
+    plugins: str,  # files or modules, comma-separated; empty for none
+) -> str:  # the same, files named from the project
+    "Run plugins, in order, and check what they register."
+    names = [] if plugins in ("", None) else read_names("plugins", plugins)
+    spelt = []
+    for name, file in zip(names, plugin_files(",".join(names))):
+        is_file, run = Path(name).suffix in (".py", ".yaml", ".yml"), None
+        if not is_file:
+            run = lambda _, name=name: _import_anew(name)
+        elif file.suffix != ".py":
+            run = _register_environments
+        load_plugin(file, REGISTRIES, run)
+        spelt.append(os.path.relpath(file, project()) if is_file else name)
+    return ",".join(spelt)
 
 # %% ../nbs/15_config.ipynb #15c00024
 def _check_draw(draw, n_environments):
@@ -457,33 +457,6 @@ def _check_draw(draw, n_environments):
     if draw not in fitting:
         cure = f"write one of {', '.join(map(str, fitting))}" if fitting else "name more environments"
         raise ValueError(f"draw must divide the number of environments and be smaller, got {draw} of {n_environments}; {cure}, or leave it out")
-
-
-def _check_environments(config):
-    "Refuse environments that do not exist, are too few, or overlap."
-    known = known_environments(config)
-    for name in (*config.names, config.validate_on):
-        if name not in known and name in nameable_environments(config.history):
-            raise ValueError(f"environment {name} must trade {config.instruments}, got a record of closes, which has no price of a variance swap; "
-                             "name simulated environments, or register one that says instruments=('spot', 'variance_swap')")
-        one_of("environment", name, known)
-    _check_terms(config, known)
-    _check_draw(config.draw, len(config.names))
-    find_method(config.method).check(config.draw or len(config.names), config.weights, config.permute_labels)
-    trained = {name: known[name] for name in config.names}
-    oracle = any(environment.role == "test" for environment in trained.values()) and known[config.validate_on].role != "test"
-    if config.validate_on in config.names and not oracle:
-        raise ValueError(f"validate_on must be an environment that is not trained on, got {config.validate_on!r} in environments {config.environments}; "
-                         "take it out there, or choose checkpoints by another")
-    for name, other in combinations(trained, 2):
-        if same := _shared_windows(trained[name].market, trained[other].market):
-            raise ValueError(f"environments must not share recorded windows, got {name} and {other} with {len(same)} in common, "
-                             f"the first of {same[0]:%Y-%m-%d}; leave one out")
-    learnt_from = [name for name, environment in trained.items() if environment.role != "test"]
-    for name, other in product(learnt_from, judged_environments(config)):
-        if other not in trained and _share_a_day(trained[name].market, known[other].market):
-            raise ValueError(f"what a run is chosen or judged by must not share a day with what it is trained on, got {other} and {name}; "
-                             "leave one out, or cut them at different days")
 
 
 def _check_terms(config, known):
@@ -500,6 +473,48 @@ def _check_terms(config, known):
         if environment.instruments != first.instruments:
             raise ValueError(f"environments of one run must trade the same instruments, got {', '.join(first.instruments)} in {first.name} "
                              f"and {', '.join(environment.instruments)} in {name}; write -p instruments spot,variance_swap")
+
+# %% ../nbs/15_config.ipynb #e138e96f
+def _check_names(config, known):
+    "Refuse environments that nobody knows, or that have no price of what is traded."
+    for name in (*config.names, config.validate_on):
+        if name not in known and name in nameable_environments(config.history):
+            raise ValueError(f"environment {name} must trade {config.instruments}, got a record of closes, which has no price of a variance swap; "
+                             "name simulated environments, or register one that says instruments=('spot', 'variance_swap')")
+        one_of("environment", name, known)
+
+
+def _check_chosen_elsewhere(config, trained, known):
+    "Refuse a checkpoint that is chosen where the hedger is trained, but for an oracle, which competes with nobody."
+    oracle = any(environment.role == "test" for environment in trained.values()) and known[config.validate_on].role != "test"
+    if config.validate_on in config.names and not oracle:
+        raise ValueError(f"validate_on must be an environment that is not trained on, got {config.validate_on!r} in environments {config.environments}; "
+                         "take it out there, or choose checkpoints by another")
+
+
+def _check_overlap(config, trained, known):
+    "Refuse recorded windows that have two labels, and days that are learnt from and judged by."
+    for name, other in combinations(trained, 2):
+        if same := _shared_windows(trained[name].market, trained[other].market):
+            raise ValueError(f"environments must not share recorded windows, got {name} and {other} with {len(same)} in common, "
+                             f"the first of {same[0]:%Y-%m-%d}; leave one out")
+    learnt_from = [name for name, environment in trained.items() if environment.role != "test"]
+    for name, other in product(learnt_from, judged_environments(config)):
+        if other not in trained and _share_a_day(trained[name].market, known[other].market):
+            raise ValueError(f"what a run is chosen or judged by must not share a day with what it is trained on, got {other} and {name}; "
+                             "leave one out, or cut them at different days")
+
+
+def _check_environments(config):
+    "Refuse environments that do not exist, are too few, do not fit together, or overlap."
+    known = known_environments(config)
+    _check_names(config, known)
+    _check_terms(config, known)
+    _check_draw(config.draw, len(config.names))
+    find_method(config.method).check(config.draw or len(config.names), config.weights, config.permute_labels)
+    trained = {name: known[name] for name in config.names}
+    _check_chosen_elsewhere(config, trained, known)
+    _check_overlap(config, trained, known)
 
 # %% ../nbs/15_config.ipynb #15c00029
 def _of_one_record(compare):

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from .campaign import PRIMARY, Job, Look, Plan, cures, erm_of_cures, ladder, learning, limits, main_job, phase1, phase1_looks, phase2, phase2_pilot, swaps, walk
+from .campaign import PRIMARY, Job, Look, Plan, cures, erm_of_cures, ladder, learning, limits, main_job, phase1, phase1_looks, phase2, phase2_pilot, phase2_secondary, swaps, walk
 from .config import HOME, Config, as_config, judged_environments
 from .diagnostics import diagnose, response, tells_column, tells_environment
 from .environments import Environment, nameable_environments
@@ -252,10 +252,11 @@ def _known(plan: Plan, runs: list[tuple[Job, Run]]) -> dict[str, pd.DataFrame]:
     for job, own in _alike(early):
         representation = load_policy(own).representation
         add(representation, job.cell, job.arm, [_place(job, run) for run in own])
-    for cell, (_, column, _) in PROBED.items():
+    for cell in dict.fromkeys(job.cell for job, _ in early):
+        _, column, _ = PROBED[cell]
         shown = partial(features, columns=(*USUAL[:3], column))
         add(shown, cell, "features", 0)
-    return {"known": pd.concat(frames, ignore_index=True).round(6)}
+    return {"known": pd.concat(frames, ignore_index=True).round(6)} if frames else {}
 
 # %% ../nbs/24_gathering.ipynb #02ca7153
 def _planted_tails(plan: Plan, runs: list[tuple[Job, Run]]) -> dict[str, pd.DataFrame]:
@@ -280,9 +281,14 @@ def _planted_scores(plan: Plan, runs: list[tuple[Job, Run]]) -> dict[str, pd.Dat
     return {"verdict": planted_verdict(primary, np.random.default_rng(0)).reset_index().round(8)}
 
 
+def _beside_the_claims(plan: Plan, runs: list[tuple[Job, Run]]) -> dict[str, pd.DataFrame]:
+    "What is published beside any judged runs of the planted case."
+    return _insides(plan, runs) | _known(plan, runs)
+
+
 def _of_phase2(plan: Plan, runs: list[tuple[Job, Run]]) -> dict[str, pd.DataFrame]:
     "What is published beside the judged runs of Phase 2."
-    return _insides(plan, runs) | _known(plan, runs) | _planted_tails(plan, runs) | _planted_scores(plan, runs)
+    return _beside_the_claims(plan, runs) | _planted_tails(plan, runs) | _planted_scores(plan, runs)
 
 # %% ../nbs/24_gathering.ipynb #1232f15d
 def _together(plan: Plan, runs: list[tuple[Job, Run]]) -> dict[str, pd.DataFrame]:
@@ -384,6 +390,7 @@ CAMPAIGNS = {
     "phase1": Campaign(phase1, phase1_looks, _of_phase1, pages=("book/phase1.ipynb", "book/learning.ipynb", "nbs/index.ipynb")),
     "phase2_pilot": Campaign(phase2_pilot, facts=BY_WEIGHT),
     "phase2": Campaign(phase2, tables=_of_phase2, facts=BY_WEIGHT),
+    "phase2_secondary": Campaign(phase2_secondary, tables=_beside_the_claims, facts=BY_WEIGHT),
     "ladder": Campaign(ladder, facts=BY_WEIGHT),
     "cures": Campaign(cures, tables=_of_cures, facts=BY_CELL),
     "walk_forward": Campaign(walk, tables=_walked, facts=BY_CELL),

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['LOCAL', 'LATER', 'FULL', 'MACHINE', 'PACKAGES', 'STATES', 'config_hash', 'run_folder', 'atomic_write',
            'check_writable', 'write_tensors', 'read_tensors', 'provenance', 'Record', 'Checkpoints', 'Run',
-           'asked_in_the_same_words', 'collect', 'publish', 'published']
+           'asked_in_the_same_words', 'collect', 'publish', 'published', 'published_cells']
 
 # %% ../nbs/14_runs.ipynb #e7997fb7
 import errno, hashlib, json, math, os, platform, shlex, shutil, subprocess, sys, tempfile, time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -799,8 +800,10 @@ def publish(
     records: list[Record],  # every run that went into the frames
     command: str,  # what made them
 ) -> Path:  # the folder
-    "Writes result files with their provenance; ValueError for runs that are unfinished or of different commits."
+    "Writes result files with their provenance; ValueError for no runs, and for runs that are unfinished or of different commits."
     folder = project() / folder
+    if not records:
+        raise ValueError("results: expected the runs behind the frames, got none; give those that were collected")
     unfinished = [record.folder.name for record in records if not record.done]
     if unfinished:
         raise ValueError(f"results: expected finished runs, got unfinished {', '.join(unfinished)}; run these first")
@@ -843,3 +846,16 @@ def published(
         raise ValueError(f"results: expected {name}.csv as published, got a file of another fingerprint; "
                          "it was edited by hand: run the protocol again")
     return pd.read_csv(path)
+
+
+def published_cells(
+    folders: Sequence[str | Path],  # book/results/<phase>, a later one in place of an earlier
+    name: str,  # of the file, without .csv
+) -> pd.DataFrame:
+    "Reads a result file from several folders, the rows of each cell from the last that has it."
+    rows = published(folders[0], name)
+    for folder in folders[1:]:
+        newer = published(folder, name)
+        rows = pd.concat([rows[~rows["cell"].isin(newer["cell"])], newer], ignore_index=True)
+    return rows
+

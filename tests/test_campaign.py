@@ -97,7 +97,7 @@ REFUSED = {
     "sede=1": "unknown word of --config 'sede', did you mean 'seeds'?", "policies=band": "unknown word of --config 'policies'",
     "seeds=-3": "seeds must be a whole number from 1 to 1,000, got -3", "seeds=1.5": "seeds must be a whole number from 1 to 1,000, got 1.5",
     "seeds=1e6": "got 1000000.0", "seeds=True": "got True", "seeds=": "got None", "seeds=five": "got 'five'", "scale=nosuch": "unknown scale 'nosuch', did you mean 'smoke'?",
-    "cells=xyz": "unknown cell 'xyz', did you mean", "cells=mlp-seeing": "cells must name band-seeing", "methods=irm": "methods must name erm, with which the others are compared, got 'irm'; write erm,irm", "methods=term,erm": "unknown method of Phase 1 'term'", "cells=": "cells must be names", "cells=all,band-seeing": "unknown cell 'all'",
+    "cells=xyz": "unknown cell 'xyz', did you mean", "cells=mlp-seeing": "cells must name band-seeing", "methods=irm": "methods must name erm, with which the others are compared, got 'irm'; write erm,irm", "methods=term,erm": "unknown method of Phase 1 'term'", "cells=": "cells must be names", "planted=primary": "unknown secondary cell of Phase 2 'primary'", "planted=dose_1": "did you mean 'dose_0'", "cells=all,band-seeing": "unknown cell 'all'",
     "control_seeds=9": "control_seeds must be a whole number from 1 to 2, got 9", "primary_seeds=1": "primary_seeds must be a whole number from 2 to 1,000, got 1",
     "device=cpu; touch ran": "device must be cpu, cuda or cuda:<number>, got 'cpu; touch ran'", "device=gpu": "got 'gpu'",
 }
@@ -215,7 +215,7 @@ def arms_of(campaign, plan=Plan()):
 
 def test_every_arm_of_the_planted_case_has_its_permuted_twin_on_the_same_seeds():
     arms = arms_of("phase2")
-    assert {cell for cell, _ in arms} == set(PLANTED_CELLS)
+    assert {cell for cell, _ in arms} == {"primary", *PLANTED_CELLS}
     assert arms.pop(("primary", "oracle")) == list(range(10))
     assert arms.pop(("primary", "erm_blind")) == list(range(30))
     for arm in ("erm_reg", "erm_blind", "oracle"): assert arms.pop(("levels", arm)) == list(range(10))
@@ -224,6 +224,14 @@ def test_every_arm_of_the_planted_case_has_its_permuted_twin_on_the_same_seeds()
             continue  # of a method whose twin stands in the primary cell, at the registered weight
         assert seeds == list(range(30 if cell == "primary" else 10))
         assert arms[cell, arm.removesuffix("_permuted") + "_permuted"] == seeds
+
+
+def test_what_stands_beside_the_primary_cell_of_the_planted_case_can_be_run_and_published_alone():
+    whole, beside = (jobs(campaign, Plan()) for campaign in ("phase2", "phase2_secondary"))
+    assert beside == [job for job in whole if job.cell != "primary"]  # the same runs, so either finds what the other has made
+    chosen = Plan(planted="dose_0,levels")
+    assert {job.cell for job in jobs("phase2", chosen)} == {"primary", "dose_0", "levels"}
+    assert {job.cell for job in jobs("phase2_secondary", chosen)} == {"dose_0", "levels"}
 
 
 def test_a_cell_of_the_planted_case_differs_in_method_weight_and_labels_only():

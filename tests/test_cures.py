@@ -10,7 +10,7 @@ from hirm.environments import ENVIRONMENTS, common_episodes
 from hirm.features import Scaler, features
 from hirm.risk import cvar
 from hirm.runs import config_hash
-from hirm.training import Learner, load_policy, train
+from hirm.training import Learner, attack, load_policy, train
 
 
 def asked(**special):
@@ -70,23 +70,23 @@ def test_without_a_radius_nobody_attacks(tmp_path):
 @pytest.mark.parametrize("special", [{}, dict(policy="mlp"), dict(aversion=1.0)])
 def test_an_attack_has_the_size_asked_and_raises_the_risk_the_more_the_larger(special):
     learner, episode = one_batch(asked(n_paths=1024, **special))
-    home = learner.risk(learner._sample(episode, False).loss)
+    home = learner.risk(learner.sample(episode).loss)
     risks = [home]
     for radius in (0.01, 0.05):
-        changed = learner.attack(episode, radius)
+        changed = attack(learner, episode, radius)
         move = (changed.paths.spot / episode.paths.spot).log().diff(dim=-1) / (episode.paths.iv[..., :-1] * episode.paths.dt**0.5)
         assert torch.allclose(move.square().mean((2, 3, 4)).sqrt(), torch.tensor(radius), rtol=0.03)
         assert changed.paths.iv is episode.paths.iv and torch.allclose(changed.payoff, changed.liability.payoff(changed.paths.spot[..., -1]))
         assert changed.prices[..., 0].equal(changed.paths.spot)
-        risks.append(learner.risk(learner._sample(changed, False).loss))
+        risks.append(learner.risk(learner.sample(changed).loss))
     assert (risks[0] < risks[1]).all() and (risks[1] < risks[2]).all()
 
 
 def test_an_attack_beats_a_random_change_of_the_same_size():
     learner, episode = one_batch(asked(n_paths=1024))
-    worse = learner.risk(learner._sample(learner.attack(episode, 0.05), False).loss)
+    worse = learner.risk(learner.sample(attack(learner, episode, 0.05)).loss)
     noise = torch.randn(episode.paths.iv[..., :-1].shape, generator=torch.Generator().manual_seed(0))
-    luck = learner.risk(learner._sample(shaken(episode, 0.05 * noise), False).loss)
+    luck = learner.risk(learner.sample(shaken(episode, 0.05 * noise)).loss)
     assert (worse > 1.05 * luck).all()
 
 

@@ -9,7 +9,7 @@ from hirm.config import Config, judged_environments, training_environments
 from hirm.environments import ENVIRONMENTS, RUNGS, stream
 from hirm.hedging import stack_episodes
 from hirm.objectives import Sample, groupdro, recall, remember
-from hirm.training import Learner
+from hirm.training import Learner, log_rows
 
 MANY = ",".join(RUNGS["many"])
 
@@ -97,7 +97,7 @@ def test_the_log_names_the_environments_that_a_member_met():
     config = asked(n_seeds=2)
     learner = Learner(config, config.members())
     episode = next(batches(learner.environments, learner.seeds, config))
-    rows = learner.rows(0, learner.update(0, episode))
+    rows = log_rows(learner, 0, learner.update(0, episode))
     for member, row in enumerate(rows):
         met = [list(learner.environments)[place] for place in episode.drawn[member]]
         assert [name for name in row if name.startswith("risk.")] == [f"risk.{name}" for name in met]

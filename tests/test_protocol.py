@@ -16,7 +16,7 @@ from hirm.objectives import METHODS, Sample
 from hirm.policies import POLICIES, Delta
 from hirm.risk import CVaR, cvar
 from hirm.runs import Run
-from hirm.training import Learner, curves, load_policy, records, sample_losses, train
+from hirm.training import Learner, curves, load_policy, log_rows, records, sample_losses, train
 
 SMALL = dict(method="erm", scale="smoke", environments="low,medium", realized_vol=True, n_paths=32, n_validation=200)
 
@@ -137,7 +137,7 @@ def test_the_log_gives_the_risk_before_the_update_in_units_of_spot(tmp_path):
         expected = cvar(money(learner.policy, episode))
         out = learner.update(step, episode)
         for member in range(2):
-            row = learner.rows(step, out)[member]
+            row = log_rows(learner, step, out)[member]
             assert [row["risk.low"], row["risk.medium"]] == pytest.approx(expected[member].tolist(), rel=1e-4)
             assert row["penalty_weight"] == 0 and row["penalty"] == pytest.approx(0, abs=1e-6)
 
@@ -150,7 +150,7 @@ def test_the_log_gives_penalty_and_weight_of_each_member(tmp_path):
     risks = CVaR()(losses.unflatten(2, (2, -1)))
     off = risks - risks.mean(1, keepdim=True)
     for member, weight in enumerate((0.5, 8.0)):  # a large weight divides the objective, not the log
-        row = learner.rows(step, out)[member]
+        row = log_rows(learner, step, out)[member]
         assert row["penalty_weight"] == weight
         assert row["penalty"] == pytest.approx(weight * (off[..., 0] * off[..., 1]).mean(1)[member].item(), rel=1e-3, abs=1e-7)  # a product of differences of float32 risks
         assert row["gradient_norm"] > 2e-3  # as it was, not as it was clipped

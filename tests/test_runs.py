@@ -517,6 +517,28 @@ def test_results_are_published_whole_and_an_edited_file_is_refused(tmp_path):
         rooms.published(book, "other")
 
 
+def test_results_of_no_runs_are_refused_and_nothing_is_written(tmp_path):
+    with pytest.raises(ValueError, match="expected the runs behind the frames, got none"):
+        rooms.publish(tmp_path / "book", {"toy": pd.DataFrame({"cvar95": [0.04]})}, [], "make")
+    assert not (tmp_path / "book").exists()
+
+
+def test_a_cell_is_read_whole_from_the_last_folder_that_has_it(tmp_path):
+    run = Run.of(tmp_path / "runs", CONFIG).start(CONFIG)
+    run.resume()
+    run.finish({})
+    books = []
+    for name, rows in {"first": [("a", 1), ("b", 2), ("b", 3)], "second": [("b", 4)], "third": [("c", 5)]}.items():
+        frame = pd.DataFrame(rows, columns=["cell", "cvar95"])
+        books.append(rooms.publish(tmp_path / name, {"toy": frame}, [run], "make"))
+    read = rooms.published_cells(books, "toy")
+    assert list(read.itertuples(index=False, name=None)) == [("a", 1), ("b", 4), ("c", 5)] and list(read.index) == [0, 1, 2]
+    assert rooms.published_cells(books[::-1], "toy")["cvar95"].tolist() == [5, 1, 2, 3]
+    (books[0] / "toy.csv").write_text("cell,cvar95\na,0\n")
+    with pytest.raises(ValueError, match="edited by hand"):
+        rooms.published_cells(books, "toy")
+
+
 def test_runs_of_different_commits_make_no_result(tmp_path):
     made = []
     for name, commit in (("a", "1" * 40), ("b", "2" * 40)):

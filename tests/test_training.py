@@ -25,7 +25,7 @@ from hirm.objectives import METHODS, Sample
 from hirm.policies import Delta
 from hirm.risk import cvar, entropic
 from hirm.runs import Run
-from hirm.training import Learner, clip_members, companions, curves, load_policy, path_units, records, sample_losses, train
+from hirm.training import Learner, clip_members, companions, curves, load_policy, log_rows, path_units, records, sample_losses, train
 
 SMALL = dict(method="erm", scale="smoke", environments="low,medium", realized_vol=True, n_paths=32, n_validation=200)
 
@@ -282,7 +282,7 @@ def test_the_log_of_a_permuted_run_is_in_units_of_spot(tmp_path):
     wanted = cvar(hedge(learner.policy, episode).loss.detach().flatten(2))
     out = learner.update(0, episode)
     for member in range(2):
-        row = learner.rows(0, out)[member]
+        row = log_rows(learner, 0, out)[member]
         assert [row["risk.low"], row["risk.medium"]] == pytest.approx(wanted[member].tolist(), rel=1e-4)
 
 
