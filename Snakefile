@@ -8,7 +8,7 @@
     snakemake -c2 phase1 --config cells=band-seeing,band-blind      half of the cells, the primary one among them
     snakemake -c2 phase1 --config scale=paper cells=band-seeing seeds=3 primary_seeds=3      the protocol of record, kept apart
     snakemake -c2 phase2        the planted case: could invariance have been seen?
-    snakemake -c2 phase2_secondary --config planted=dose_0,dose_0.4    what stands beside its primary cell, published apart
+    snakemake -c2 phase2_doses  a portion of what stands beside its primary cell, published apart; so phase2_schedules, phase2_levels, …
     snakemake -c2 ladder --config seeds=3 rungs=varied,jumps      other differences between the training environments
     snakemake -c2 cures         what a desk may do in place of IRM
     snakemake -c2 walk_forward  trained up to a year, judged on the five that follow, five times

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['BASELINES', 'LEFT_OUT', 'HELD_AS', 'PLANTED_COLUMN', 'SHOWN_VOLS', 'PROBED', 'LOOKED_AT', 'GRID', 'BY_WEIGHT',
-           'BY_CELL', 'CAMPAIGNS', 'runs_of', 'judged', 'diverged', 'seen', 'Campaign', 'jobs', 'gather']
+           'BY_CELL', 'CAMPAIGNS', 'runs_of', 'judged', 'diverged', 'seen', 'Campaign', 'jobs', 'gather',
+           'planted_results', 'planted_rows']
 
 # %% ../nbs/24_gathering.ipynb #a5323abe
 import math
@@ -16,15 +17,16 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from .campaign import PRIMARY, Job, Look, Plan, cures, erm_of_cures, ladder, learning, limits, main_job, phase1, phase1_looks, phase2, phase2_pilot, phase2_secondary, swaps, walk
+from .campaign import BESIDE, PRIMARY, Job, Look, Plan, cures, erm_of_cures, ladder, learning, limits, main_job, phase1, phase1_looks, phase2, phase2_pilot, phase2_portion, swaps, walk
 from .config import HOME, Config, as_config, judged_environments
 from .diagnostics import diagnose, response, tells_column, tells_environment
 from .environments import Environment, nameable_environments
 from .evaluation import judge, resting_band
 from .features import USUAL, features
+from .history import project
 from .parameters import one_of
 from .policies import Ensemble, MinimumVarianceDelta, WhalleyWilmott
-from .runs import Run, published
+from .runs import Run, published, published_cells
 from .stats import CRITERIA, planted_verdict
 from .training import curves, load_policy, records
 
@@ -390,7 +392,7 @@ CAMPAIGNS = {
     "phase1": Campaign(phase1, phase1_looks, _of_phase1, pages=("book/phase1.ipynb", "book/learning.ipynb", "nbs/index.ipynb")),
     "phase2_pilot": Campaign(phase2_pilot, facts=BY_WEIGHT),
     "phase2": Campaign(phase2, tables=_of_phase2, facts=BY_WEIGHT),
-    "phase2_secondary": Campaign(phase2_secondary, tables=_beside_the_claims, facts=BY_WEIGHT),
+    **{f"phase2_{portion}": Campaign(partial(phase2_portion, portion), tables=_beside_the_claims, facts=BY_WEIGHT) for portion in BESIDE},
     "ladder": Campaign(ladder, facts=BY_WEIGHT),
     "cures": Campaign(cures, tables=_of_cures, facts=BY_CELL),
     "walk_forward": Campaign(walk, tables=_walked, facts=BY_CELL),
@@ -436,3 +438,19 @@ def gather(
         own = [(job, run) for job, run in runs if job.table == table]
         frames[table] = judged(own, CAMPAIGNS[campaign].facts)
     return frames | CAMPAIGNS[campaign].tables(plan, runs), [run for _, run in runs]
+
+# %% ../nbs/24_gathering.ipynb #ddffb3cf
+def planted_results(
+    name: str = "metrics",  # of a result file, without .csv
+) -> list[str]:  # folders, the claims' first
+    "Where Phase 2 is in print: the publication of its claims, and of each portion that has one of its own."
+    portions = [f"book/results/phase2_{portion}" for portion in BESIDE]
+    later = [folder for folder in portions if (project() / folder / f"{name}.csv").exists()]
+    return ["book/results/phase2", *later]
+
+
+def planted_rows(
+    name: str,  # of a result file, without .csv
+) -> pd.DataFrame:
+    "Rows of Phase 2, each cell from the latest publication that has it."
+    return published_cells(planted_results(name), name)

@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from datetime import date, timedelta
+from itertools import chain
 from pathlib import Path
 
 import nbformat
@@ -19,7 +20,7 @@ import pytest
 import yaml
 
 from conftest import ROOT
-from hirm.campaign import PLANTED_CELLS, Job, Plan, as_plan, words
+from hirm.campaign import BESIDE, Job, Plan, as_plan, words
 from hirm.gathering import BASELINES, CAMPAIGNS, diverged, jobs, judged, runs_of
 from hirm.config import as_config
 from hirm.history import CRISES
@@ -97,7 +98,7 @@ REFUSED = {
     "sede=1": "unknown word of --config 'sede', did you mean 'seeds'?", "policies=band": "unknown word of --config 'policies'",
     "seeds=-3": "seeds must be a whole number from 1 to 1,000, got -3", "seeds=1.5": "seeds must be a whole number from 1 to 1,000, got 1.5",
     "seeds=1e6": "got 1000000.0", "seeds=True": "got True", "seeds=": "got None", "seeds=five": "got 'five'", "scale=nosuch": "unknown scale 'nosuch', did you mean 'smoke'?",
-    "cells=xyz": "unknown cell 'xyz', did you mean", "cells=mlp-seeing": "cells must name band-seeing", "methods=irm": "methods must name erm, with which the others are compared, got 'irm'; write erm,irm", "methods=term,erm": "unknown method of Phase 1 'term'", "cells=": "cells must be names", "planted=primary": "unknown secondary cell of Phase 2 'primary'", "planted=dose_1": "did you mean 'dose_0'", "cells=all,band-seeing": "unknown cell 'all'",
+    "cells=xyz": "unknown cell 'xyz', did you mean", "cells=mlp-seeing": "cells must name band-seeing", "methods=irm": "methods must name erm, with which the others are compared, got 'irm'; write erm,irm", "methods=term,erm": "unknown method of Phase 1 'term'", "cells=": "cells must be names", "rungs=xyz": "unknown rung 'xyz'", "cells=all,band-seeing": "unknown cell 'all'",
     "control_seeds=9": "control_seeds must be a whole number from 1 to 2, got 9", "primary_seeds=1": "primary_seeds must be a whole number from 2 to 1,000, got 1",
     "device=cpu; touch ran": "device must be cpu, cuda or cuda:<number>, got 'cpu; touch ran'", "device=gpu": "got 'gpu'",
 }
@@ -215,7 +216,7 @@ def arms_of(campaign, plan=Plan()):
 
 def test_every_arm_of_the_planted_case_has_its_permuted_twin_on_the_same_seeds():
     arms = arms_of("phase2")
-    assert {cell for cell, _ in arms} == {"primary", *PLANTED_CELLS}
+    assert {cell for cell, _ in arms} == {"primary", *chain.from_iterable(BESIDE.values())}
     assert arms.pop(("primary", "oracle")) == list(range(10))
     assert arms.pop(("primary", "erm_blind")) == list(range(30))
     for arm in ("erm_reg", "erm_blind", "oracle"): assert arms.pop(("levels", arm)) == list(range(10))
@@ -226,12 +227,12 @@ def test_every_arm_of_the_planted_case_has_its_permuted_twin_on_the_same_seeds()
         assert arms[cell, arm.removesuffix("_permuted") + "_permuted"] == seeds
 
 
-def test_what_stands_beside_the_primary_cell_of_the_planted_case_can_be_run_and_published_alone():
-    whole, beside = (jobs(campaign, Plan()) for campaign in ("phase2", "phase2_secondary"))
-    assert beside == [job for job in whole if job.cell != "primary"]  # the same runs, so either finds what the other has made
-    chosen = Plan(planted="dose_0,levels")
-    assert {job.cell for job in jobs("phase2", chosen)} == {"primary", "dose_0", "levels"}
-    assert {job.cell for job in jobs("phase2_secondary", chosen)} == {"dose_0", "levels"}
+def test_what_stands_beside_the_primary_cell_of_the_planted_case_can_be_run_and_published_in_portions():
+    whole = jobs("phase2", Plan())
+    portions = [job for portion in BESIDE for job in jobs(f"phase2_{portion}", Plan())]
+    assert sorted(job.name for job in portions) == sorted(job.name for job in whole if job.cell != "primary")
+    assert all(job in whole for job in portions)  # the same runs, so one finds what the other has made
+    assert {job.cell for job in jobs("phase2_doses", Plan())} == {"dose_0", "dose_0.1", "dose_0.4"}
 
 
 def test_a_cell_of_the_planted_case_differs_in_method_weight_and_labels_only():
