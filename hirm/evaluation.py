@@ -7,7 +7,7 @@ __all__ = ['BASELINES', 'PROBES', 'LEVELS', 'BLEND_SCALES', 'STARTING', 'max_dra
            'costlier', 'jumpier', 'masked', 'scrambled', 'doubled', 'Probe', 'Judgement', 'tail_quantiles',
            'pnl_by_spot', 'calendar_pnl', 'pieces', 'outcomes', 'describe', 'judge', 'relative_turnover', 'evaluate',
            'Choice', 'choose_hedger', 'expected_seconds', 'how_long', 'crises', 'what_next', 'announce', 'resting_band',
-           'deepest_fall', 'scene', 'diary', 'conclude']
+           'deepest_fall', 'scene', 'diary', 'record_judgement']
 
 # %% ../nbs/18_evaluation.ipynb #1dd69c78
 import json
@@ -585,7 +585,7 @@ def diary(
     return pd.concat(frames, ignore_index=True)[["method", *market, "position", "trade", "pnl"]]
 
 # %% ../nbs/18_evaluation.ipynb #1f775897
-def conclude(
+def record_judgement(
     records: Sequence,  # runs, in the order of the policy's members
     judgement: Judgement,  # of their policy
     method: str,  # its name in the judgement

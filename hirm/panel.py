@@ -59,7 +59,7 @@ def _read_again(name, value):
     return value
 
 
-READERS = dict(runs=read_folder, out=read_folder, methods=_read_some, seeds=_read_seeds, environments=_read_some, hash8=_read_protocols,
+READERS = dict(runs=read_folder, out=read_folder, methods=_read_some, seeds=_read_seeds, environments=_read_some, protocols=_read_protocols,
                device=read_device, probes=_read_some, probed=_read_some, plugins=_read_again)
 
 # %% ../nbs/19_panel.ipynb #19c00012
@@ -74,7 +74,7 @@ def _found(panel) -> dict[str, list[Checkpoints]]:
     folders = sorted(path.parent for path in (project() / panel.runs).glob("*-s*-????????/config.yaml"))
     found = {}
     for record in map(Checkpoints, folders):
-        if panel.hash8 and record.folder.name[-8:] not in panel.hash8.split(","):
+        if panel.protocols and record.folder.name[-8:] not in panel.protocols.split(","):
             continue
         asked = record.config  # as it was written: nothing is looked up for a run that is not looked at
         if asked["policy"] == panel.policy:
@@ -87,7 +87,7 @@ def _found(panel) -> dict[str, list[Checkpoints]]:
             found.setdefault(name, []).append(record)
     if not set(found) - {"oracle"}:
         which = f" of {panel.methods}" if panel.method_names else ""
-        which += f" with hash8 {panel.hash8}" if panel.hash8 else ""
+        which += f" of protocols {panel.protocols}" if panel.protocols else ""
         raise FileNotFoundError(f"runs{which}, policy {panel.policy} and realized_vol={panel.realized_vol}: expected some in {panel.runs}, "
                                 f"got none among its {len(folders)} run(s); train them first, or ask for others")
     return found
@@ -119,7 +119,7 @@ def _refuse_mixture(records: list[Checkpoints]) -> None:
         for name, value in _facts(record).items():
             if value != expected.get(name):
                 raise ValueError(f"runs that are judged together must share {name}, got {expected.get(name)!r} in {first.folder.name} "
-                                 f"and {value!r} in {record.folder.name}; train one of them again, or name methods and hash8 that belong together")
+                                 f"and {value!r} in {record.folder.name}; train one of them again, or name methods and protocols that belong together")
 
 
 def _one_protocol(name: str, records: list[Checkpoints]) -> str:
@@ -130,7 +130,7 @@ def _one_protocol(name: str, records: list[Checkpoints]) -> str:
         return next(iter(by_protocol))
     differing = [key for key in first if key != "seed" and any(other.get(key) != first[key] for other in others)]
     raise ValueError(f"runs of {name}: expected one protocol, got {', '.join(sorted(by_protocol))}, which differ in "
-                     f"{', '.join(differing) or 'their names'}; say which by -p hash8")
+                     f"{', '.join(differing) or 'their names'}; say which by -p protocols")
 
 # %% ../nbs/19_panel.ipynb #19c00009
 def _of_seeds(panel, name: str, method: str, seeds: list[int]) -> list[Checkpoints]:
@@ -185,7 +185,7 @@ class Panel:
     seeds: str = "all"  # comma-separated, or all that the folder holds
     policy: str = "band"  # band | mlp
     realized_vol: bool = False  # the runs that saw the trailing realised vol, or those that did not
-    hash8: str | None = None  # protocols, comma-separated, where a method has several
+    protocols: str | None = None  # protocols, comma-separated, where a method has several
     environments: str = "all"  # comma-separated, or all that the runs' own judgement has
     n_paths: int = 10_000  # of each simulated environment
     device: str = "cpu"  # cpu | cuda | cuda:N

@@ -61,10 +61,10 @@ def run_folder(
     runs: str | Path,  # folder of an experiment, `runs/<name>`; a relative one is anchored on the project
     method: str,  # name in `METHODS`
     seed: int,  # the member's own seed
-    hash8: str,  # from `config_hash`
+    protocol: str,  # from `config_hash`
 ) -> Path:  # the run's folder, not yet made
     "Says where the run of one method and one seed is kept."
-    return project() / runs / f"{method}-s{seed}-{hash8}"
+    return project() / runs / f"{method}-s{seed}-{protocol}"
 
 # %% ../nbs/14_runs.ipynb #f70796b4
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -230,7 +230,7 @@ def _digest(content):
 @dataclass
 class Record:
     "What one run left on disk."
-    folder: Path  # runs/<name>/<method>-s<seed>-<hash8>
+    folder: Path  # runs/<name>/<method>-s<seed>-<protocol>
 
     @property
     def done(self) -> bool:  # final_metrics.json exists
@@ -734,21 +734,21 @@ def collect(
     runs: str | Path,  # folder of an experiment, `runs/<name>`
     methods: list[str],  # every method that is to be there
     seeds: list[int],  # every seed that is to be there, for each method
-    hash8: str | None = None,  # the protocol, where the folder holds several
-) -> pd.DataFrame:  # one row a run: method, seed, hash8, then final metrics; nested names are joined by dots
+    protocol: str | None = None,  # eight hexadecimal digits, where the folder holds several
+) -> pd.DataFrame:  # one row a run: method, seed, protocol, then final metrics; nested names are joined by dots
     "Gathers final metrics; FileNotFoundError names every run that is not done, ValueError one that is there twice."
     rows, missing = [], []
-    protocol = hash8 or "?" * 8
+    pattern = protocol or "?" * 8
     for method, seed in product(methods, seeds):
-        folders = sorted((project() / runs).glob(f"{method}-s{seed}-{protocol}"))
+        folders = sorted((project() / runs).glob(f"{method}-s{seed}-{pattern}"))
         done = [record for record in map(Record, folders) if record.done]
         if len(done) > 1:
             names = ", ".join(record.folder.name for record in done)
-            raise ValueError(f"runs of {method}, seed {seed}: expected one, got {names}; say which by hash8")
+            raise ValueError(f"runs of {method}, seed {seed}: expected one, got {names}; say which by protocol")
         if done:
             record = done[0]
             record.verify()
-            name = {"method": method, "seed": seed, "hash8": record.folder.name[-8:]}
+            name = {"method": method, "seed": seed, "protocol": record.folder.name[-8:]}
             rows.append({**name, **record.final_metrics})
         else:
             unfinished = " (unfinished)" if folders else ""

@@ -58,8 +58,8 @@ def published_name(member: Config) -> str:
     "Folder of a run, by the rule of the time when the published runs were trained."
     def number(value): return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
     asked = {name: number(getattr(member, name)) for name in PUBLISHED_FIELDS}
-    hash8 = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
-    return f"{member.method}-s{member.seed}-{hash8}"
+    protocol = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{member.method}-s{member.seed}-{protocol}"
 
 
 @pytest.mark.parametrize("experiment", ["phase1", "learning"])

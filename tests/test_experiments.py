@@ -175,7 +175,7 @@ def test_a_missing_seed_is_refused_by_name(runs, launch, tmp_path):
 
 @pytest.mark.parametrize("wrong, error, says", [
     (dict(methods="erm,vrex"), FileNotFoundError, "missing: vrex-s0, vrex-s1"), (dict(policy="mlp"), FileNotFoundError, "policy mlp .* got none among its 4"),
-    (dict(realized_vol=True), FileNotFoundError, "realized_vol=True"), (dict(hash8="00000000"), FileNotFoundError, "hash8 00000000"), (dict(methods="vrex"), FileNotFoundError, "runs of vrex"),
+    (dict(realized_vol=True), FileNotFoundError, "realized_vol=True"), (dict(protocols="00000000"), FileNotFoundError, "protocols 00000000"), (dict(methods="vrex"), FileNotFoundError, "runs of vrex"),
     (dict(policy="bnad"), ValueError, "did you mean 'band'"), (dict(realized_vol="seeing"), ValueError, "true or false, got 'seeing'"),
     (dict(seeds="0,one"), ValueError, "got 'one'.*-p seeds 0,1,2"), (dict(seeds=""), ValueError, "seeds must be a whole number"), (dict(seeds="0-4"), ValueError, "got '0-4'"),
     (dict(seeds="0,0"), ValueError, "each name once"), (dict(seeds="0,"), ValueError, "seeds must be"), (dict(seeds=1.5), ValueError, "got 1.5"), (dict(seeds=-1), ValueError, "got -1"),
@@ -184,7 +184,7 @@ def test_a_missing_seed_is_refused_by_name(runs, launch, tmp_path):
     (dict(n_paths=0), ValueError, "n_paths"), (dict(n_paths=1.5), ValueError, "n_paths must be a whole number"), (dict(n_paths="many"), ValueError, "got 'many'"), (dict(n_paths=1e12), ValueError, "n_paths"),
     (dict(runs=""), ValueError, "runs must be text that is not empty"), (dict(runs="."), ValueError, "holds the whole project"), (dict(runs=7), ValueError, "-r runs 7"),
     (dict(out=""), ValueError, "out must be text"), (dict(out="."), ValueError, "holds the whole project"), (dict(device="gpu"), ValueError, "device must be cpu"),
-    (dict(hash8="0000"), ValueError, "eight hexadecimal digits"), (dict(hash8=1.5), ValueError, "-r hash8"), (dict(hash8=""), ValueError, "hash8 must be names"),
+    (dict(protocols="0000"), ValueError, "eight hexadecimal digits"), (dict(protocols=1.5), ValueError, "-r protocols"), (dict(protocols=""), ValueError, "protocols must be names"),
     (dict(environments="crisi"), ValueError, "did you mean 'crisis'"), (dict(environments=""), ValueError, "environments must be names"), (dict(environments="low,low"), ValueError, "each name once"),
     (dict(environments="low,"), ValueError, "empty place"), (dict(probes="cost 1.5"), ValueError, "did you mean 'cost × 1.5'"), (dict(probes=""), ValueError, "probes must be names"),
     (dict(probes="all,none"), ValueError, "probes must be all or names"), (dict(probed="nosuch"), ValueError, "unknown environment 'nosuch'"), (dict(probed=""), ValueError, "probed must be names"),
@@ -200,8 +200,8 @@ def test_a_panel_is_read_in_every_spelling(runs):
     plain = as_panel(dict(runs=str(runs), methods="erm,irm", seeds="0,1", realized_vol=False), Trial)
     assert as_panel(dict(runs=str(runs), methods=["erm", " irm"], seeds=["0", 1], realized_vol="no", n_paths="1e4"), Trial) == plain
     assert as_panel(dict(runs=str(runs), methods="erm", seeds=1)).members == [1]  # papermill's number
-    hash8 = next(runs.glob("erm-s0-*")).name[-8:]
-    assert Panel(hash8="00012345").hash8 == Panel(hash8=12345).hash8 == "00012345" and Panel(runs=str(runs), methods="erm", hash8=hash8).members == [0, 1]
+    protocol = next(runs.glob("erm-s0-*")).name[-8:]
+    assert Panel(protocols="00012345").protocols == Panel(protocols=12345).protocols == "00012345" and Panel(runs=str(runs), methods="erm", protocols=protocol).members == [0, 1]
     with pytest.raises(ValueError, match="unknown parameter 'probes'"): as_panel({"probes": "all"})
     assert [probe.name for probe in Trial(probes="jumps, realised vol masked").changes] == ["jumps", "realised vol masked"]
     assert Trial(probes="none").changes == [] and len(Trial().changes) > 3
@@ -266,9 +266,9 @@ def test_two_protocols_of_one_method_are_refused_until_one_is_named(altered, tmp
     shutil.copytree(here, other := here.with_name("irm-s1-0123abcd"))
     (other / "config.yaml").write_text((other / "config.yaml").read_text().replace("clip: 1.0", "clip: 2.0"))
     asked_so(other)
-    with pytest.raises(ValueError, match="expected one protocol, got .*, which differ in clip; say which by -p hash8"): panel.records
+    with pytest.raises(ValueError, match="expected one protocol, got .*, which differ in clip; say which by -p protocols"): panel.records
     both = ",".join({path.name[-8:] for path in (tmp_path / "runs").glob("*-s0-*")})
-    assert set(Panel(runs=str(tmp_path / "runs"), hash8=both).records) == {"erm", "irm"}
+    assert set(Panel(runs=str(tmp_path / "runs"), protocols=both).records) == {"erm", "irm"}
 
 
 def test_seeds_are_put_together_to_one_hedger_without_training(runs):

@@ -215,9 +215,9 @@ def test_a_default_that_is_written_out_names_the_same_run():
     "The hashes are those of the commit before anything but a call at the money over sixty days could be sold."
     known = {"eaafc69b": {}, "5a6e9ac3": dict(method="erm"), "f3592f38": dict(environments="low,medium", policy="mlp", realized_vol=True),
              "44581fe9": dict(scale="paper", environments="coloured_strong,coloured_weak", validate_on="coloured_home", extra_features="last_return")}
-    for hash8, asked in known.items():
+    for protocol, asked in known.items():
         for written in ({}, dict(payoff="call", strike="1", n_steps=60.0, instruments=" spot", upper_strike="none", plugins="")):
-            assert config_hash(asdict(Config(**asked, **written).members()[0])) == hash8
+            assert config_hash(asdict(Config(**asked, **written).members()[0])) == protocol
     others = [dict(payoff="put"), dict(strike=0.95), dict(n_steps=20), dict(payoff="call_spread", upper_strike=1.1), dict(payoff="call_spread", upper_strike=1.2)]
     hashes = {config_hash(asdict(Config(**SMALL, **asked).members()[0])) for asked in [{}, *others]}
     assert len(hashes) == len(others) + 1

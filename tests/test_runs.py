@@ -401,10 +401,10 @@ def test_a_damaged_record_is_refused_by_every_reader_and_the_cure_cures(tmp_path
     assert again.verify() and same(again, calm) and "resumed" not in again.metadata
 
 
-@pytest.mark.parametrize("name", ["irm-s3-01234567", "irm-s4-{hash8}", "erm-s3-{hash8}"])
+@pytest.mark.parametrize("name", ["irm-s3-01234567", "irm-s4-{protocol}", "erm-s3-{protocol}"])
 def test_a_folder_that_was_copied_is_not_another_run(tmp_path, name):
     run = whole_run(tmp_path / "runs")
-    copy = run.folder.with_name(name.format(hash8=config_hash(CONFIG)))
+    copy = run.folder.with_name(name.format(protocol=config_hash(CONFIG)))
     shutil.copytree(run.folder, copy)
     says = f"run {copy.name}: expected config.yaml as the run left it, got one that asks for {run.folder.name}: it was edited, or the folder was copied;"
     for read in (Record(copy).verify, lambda: rooms.publish(tmp_path / "book", {}, [Record(copy)], "make")):
@@ -474,13 +474,13 @@ def test_collect_names_all_that_is_missing(tmp_path):
         run = Run.of(tmp_path, config).start(config)
         if (method, seed) != ("irm", 1): run.finish({"crisis": {"cvar95": 3.5 + seed}})
     frame = collect(tmp_path, ["erm", "irm"], [0])
-    assert frame.to_dict("list") == {"method": ["erm", "irm"], "seed": [0, 0], "hash8": [config_hash(CONFIG)] * 2, "crisis.cvar95": [3.5, 3.5]}
+    assert frame.to_dict("list") == {"method": ["erm", "irm"], "seed": [0, 0], "protocol": [config_hash(CONFIG)] * 2, "crisis.cvar95": [3.5, 3.5]}
     with pytest.raises(FileNotFoundError, match=r"expected 6, got 2; missing: erm-s1, erm-s10, irm-s1 \(unfinished\), irm-s10;"):
         collect(tmp_path, ["erm", "irm"], [0, 1, 10])
     other = {**CONFIG, "seed": 0, "alpha": 0.9}
     Run.of(tmp_path, other).start(other).finish({})
-    with pytest.raises(ValueError, match="hash8"): collect(tmp_path, ["irm"], [0])
-    assert collect(tmp_path, ["irm"], [0], config_hash(CONFIG))["hash8"].tolist() == [config_hash(CONFIG)]
+    with pytest.raises(ValueError, match="protocol"): collect(tmp_path, ["irm"], [0])
+    assert collect(tmp_path, ["irm"], [0], config_hash(CONFIG))["protocol"].tolist() == [config_hash(CONFIG)]
     assert json.loads((Record(run_folder(tmp_path, "erm", 0, config_hash(CONFIG))).folder / "final_metrics.json").read_text())
 
 

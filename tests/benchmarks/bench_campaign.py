@@ -13,7 +13,7 @@ import pandas as pd
 
 from bench_training import save
 
-PARTS = {"train(": "training", "choose_hedger(": "judging", ".judge(": "judging", "conclude(": "records", "import torch": "imports", "fig-alt": "figures"}
+PARTS = {"train(": "training", "choose_hedger(": "judging", ".judge(": "judging", "record_judgement(": "records", "import torch": "imports", "fig-alt": "figures"}
 
 
 def part(source):
