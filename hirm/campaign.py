@@ -6,7 +6,7 @@
 __all__ = ['CELLS', 'PRIMARY', 'BESIDE', 'FAMILY', 'ABOVE', 'MOST_SEEDS', 'SIDE_BY_SIDE', 'ON_A_GPU', 'PILOT_SEED', 'PENALTIES',
            'SWEPT', 'AT_ONCE', 'DRAWN', 'TOGETHER', 'RADII', 'CLIPPED', 'CURES', 'PLANTED_CURES', 'WALKED', 'MONEYNESS',
            'LIVES', 'SHOWN', 'Plan', 'as_plan', 'Job', 'split', 'words', 'phase1', 'learning', 'phase2',
-           'phase2_portion', 'ladder', 'phase2_pilot', 'main_job', 'erm_of_cures', 'cures', 'walk', 'limits', 'swaps',
+           'phase2_portion', 'phase2_pilot', 'ladder', 'main_job', 'erm_of_cures', 'cures', 'walk', 'limits', 'swaps',
            'Look', 'phase1_looks']
 
 # %% ../nbs/21_campaign.ipynb #ee4400b8
@@ -199,7 +199,7 @@ def _controls(plan: Plan) -> list[Job]:
     "What must find nothing, and what takes the labels away."
     special = {"erm_again": dict(method="erm")}
     special |= {f"{method}_permuted": dict(method=method, permute_labels=True) for method in (*PERMUTED, CRITERIA.baseline)}
-    special |= {"erm_early": dict(method="erm", pretrain=0, ramp=0)}  # every check is a candidate
+    special |= {"erm_early": dict(method="erm", pretrain=0, ramp=0)}  # every check is a candidate; without a ramp Adam does not start anew
     jobs = []
     for arm, changed in special.items():
         if changed["method"] not in plan.family:
@@ -223,7 +223,7 @@ def _weights(plan: Plan) -> list[Job]:
 
 
 def phase1(plan: Plan) -> list[Job]:
-    "The jobs of Phase 1; at the scale of record, which takes a core hours for each seed, the comparison alone."
+    "The jobs of Phase 1; at the scale of record, which takes a core a quarter of an hour for each seed, the comparison alone."
     beside = [] if plan.scale == "paper" else _controls(plan) + _weights(plan)
     return _compared(plan) + beside
 
@@ -362,21 +362,6 @@ def phase2_portion(
     "The jobs of some of the cells beside the primary one."
     return [job for job in _beside_the_claims(plan) if job.cell in BESIDE[portion]]
 
-# %% ../nbs/21_campaign.ipynb #38e9fda0
-def ladder(plan: Plan) -> list[Job]:
-    "The jobs of the rungs above Phase 1's: what differs between the training environments is another thing on each."
-    jobs = []
-    for rung in ABOVE if plan.rungs == "all" else read_names("rungs", plan.rungs):
-        shared = dict(environments=",".join(RUNGS[rung]), n_paths=plan.sizes["n_paths"] // 2, **AT_ONCE)
-        if rung == "many":
-            shared["draw"] = DRAWN
-        jobs += _twins(plan, rung, plan.seeds, (*PENALTIES, "groupdro"), _of_phase1, "ladder", **shared)
-        special = {"erm_reg": dict(method="erm_reg"), "erm_blind": dict(realized_vol=False)}
-        for arm, changed in special.items():
-            asked = _of_phase1(plan, "ladder", **dict(method="erm") | shared | changed)
-            jobs += split(Job("ladder", "metrics", rung, arm, f"{rung}-{arm}", asked, plan.seeds), soon=plan.seeds)
-    return jobs
-
 # %% ../nbs/21_campaign.ipynb #f5c3c6d1
 def phase2_pilot(plan: Plan) -> list[Job]:
     "Weights and schedules from which the primary cell's were chosen, on seeds of their own."
@@ -394,6 +379,21 @@ def phase2_pilot(plan: Plan) -> list[Job]:
     add("at_once", "erm_blind", "erm", **AT_ONCE, extra_features="")
     for method, swept in weights.items():  # twins at the middle weight
         add("at_once", f"{method}_permuted", method, penalty_weight=swept[1], permute_labels=True, **AT_ONCE)
+    return jobs
+
+# %% ../nbs/21_campaign.ipynb #38e9fda0
+def ladder(plan: Plan) -> list[Job]:
+    "The jobs of the rungs above Phase 1's: what differs between the training environments is another thing on each."
+    jobs = []
+    for rung in ABOVE if plan.rungs == "all" else read_names("rungs", plan.rungs):
+        shared = dict(environments=",".join(RUNGS[rung]), n_paths=plan.sizes["n_paths"] // 2, **AT_ONCE)
+        if rung == "many":
+            shared["draw"] = DRAWN
+        jobs += _twins(plan, rung, plan.seeds, (*PENALTIES, "groupdro"), _of_phase1, "ladder", **shared)
+        special = {"erm_reg": dict(method="erm_reg"), "erm_blind": dict(realized_vol=False)}
+        for arm, changed in special.items():
+            asked = _of_phase1(plan, "ladder", **dict(method="erm") | shared | changed)
+            jobs += split(Job("ladder", "metrics", rung, arm, f"{rung}-{arm}", asked, plan.seeds), soon=plan.seeds)
     return jobs
 
 # %% ../nbs/21_campaign.ipynb #c03197e5
@@ -440,7 +440,7 @@ def cures(plan: Plan) -> list[Job]:
     jobs = []
 
     def add(cell, arm, asked, n_groups):
-        n_groups = min(n_groups, plan.seeds)  # at scale smoke one is enough
+        n_groups = min(n_groups, plan.seeds)  # seeds=1 tries the way with one group of each
         n_seeds = SIDE_BY_SIDE * n_groups
         jobs.extend(split(Job("cures", "metrics", cell, arm, f"{cell}-{arm}", asked, n_seeds), soon=n_seeds, most=SIDE_BY_SIDE))
 

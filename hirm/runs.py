@@ -550,9 +550,11 @@ class Run(Checkpoints):
         self._write_config(config, command)
         facts = dict(command=command, device=str(device), started=_now(), **provenance())
         if earlier:  # a killed run may have been another commit's
-            told = ("started", "commit", "dirty", *MACHINE)
-            stretch = {fact: earlier[fact] for fact in told if fact in earlier}
+            stretch = {fact: earlier[fact] for fact in ("started", "commit", "dirty", *MACHINE) if fact in earlier}
             facts["resumed"] = [*earlier.get("resumed", []), stretch]
+            if goes_on:  # one that was trained to its end will not note its speed a second time
+                written_anew = (*stretch, *facts, "seconds", "files")
+                facts |= {fact: value for fact, value in earlier.items() if fact not in written_anew}
         atomic_write(self.folder / "metadata.json", _json(facts, indent=2))
         (self.folder / "metrics.jsonl").touch()
         return self
@@ -794,6 +796,14 @@ def _under_way(records):
     return seconds
 
 
+def _listed(folder):
+    "Names of the files that a publication lists, if there is one."
+    try:
+        return set(json.loads((folder / "provenance.json").read_text())["files"])
+    except (OSError, ValueError, KeyError):
+        return set()
+
+
 def publish(
     folder: str | Path,  # book/results/<phase>
     frames: dict,  # name of the file → DataFrame
@@ -824,9 +834,12 @@ def publish(
     if unverified:
         origin["unverified"] = unverified  # they were finished before there were fingerprints
     folder.mkdir(parents=True, exist_ok=True)
+    listed_before = _listed(folder)
     for name, text in texts.items():
         atomic_write(folder / name, text)
     atomic_write(folder / "provenance.json", _json(origin, indent=2))
+    for name in listed_before - texts.keys():  # of an earlier publication, which this one replaces
+        (folder / name).unlink(missing_ok=True)
     return folder
 
 

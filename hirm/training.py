@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NEGLIGIBLE', 'initial_policy', 'path_units', 'sample_losses', 'clip_members', 'Differentiator', 'attack', 'Update',
-           'Learner', 'log_rows', 'state_of', 'restore', 'progress', 'tell', 'records', 'Standing', 'train', 'curves',
-           'companions', 'load_policy']
+           'names_met', 'Learner', 'log_rows', 'state_of', 'restore', 'progress', 'tell', 'records', 'Standing',
+           'train', 'curves', 'companions', 'load_policy']
 
 # %% ../nbs/17_training.ipynb #82e54367
 import math
@@ -223,6 +223,18 @@ class Update(NamedTuple):
     norm: Tensor  # of the gradient before clipping, (M,)
 
 # %% ../nbs/17_training.ipynb #f7b3b6d5
+def names_met(
+    environments: Iterable[str],  # trained on
+    episode: Episode,  # (M, E, 2, n_paths/2, …)
+    member: int,  # its place
+) -> list[str]:  # (E,)
+    "Names of the environments that a member met in a batch."
+    names = list(environments)
+    if episode.drawn is None:
+        return names
+    return [names[place] for place in episode.drawn[member].tolist()]
+
+
 def _check_finite(names, prices, seen):
     "Refuse an environment with prices, (E, …), or features, (E, …), that single precision cannot hold."
     for name, *own in zip(names, prices, seen):
@@ -272,7 +284,7 @@ class Learner(Differentiator):
     def rate(self,
         step: int,  # update, from 0
     ) -> float:
-        "Learning rate: constant, or a cosine from the full rate to a twentieth of it."
+        "Learning rate: constant, or a cosine from the full rate towards a twentieth of it."
         if self.config.decay == "constant":
             return self.config.learning_rate
         angle = math.pi * step / self.config.updates
@@ -293,15 +305,23 @@ class Learner(Differentiator):
             self._drop(step, episode)
         sample, objective = self.differentiate(episode, weight)
         self.policy.dropout = None
+        self._check_used()
         norm = clip_members(list(self.policy.parameters()), self.config.clip)
         finite = torch.isfinite(norm).tolist()
         if not all(finite):
             seen = features(episode, self.config.columns)
-            _check_finite(self.environments, episode.prices.transpose(0, 1), seen.transpose(0, 1))
+            for member, (prices, shown) in enumerate(zip(episode.prices, seen)):
+                _check_finite(names_met(self.environments, episode, member), prices, shown)
             self.lost = [member for member, fine in enumerate(finite) if not fine]
             raise FloatingPointError(f"update {step}: the gradient of seed {self.seeds[self.lost[0]]} is not finite")
         self.optimizer.step()
         return Update(episode, sample, objective.detach(), weight, norm)
+
+    def _check_used(self):
+        "Refuse a policy with a parameter that its positions do not depend on."
+        for name, p in self.policy.named_parameters():
+            if p.grad is None:
+                raise RuntimeError(f"the parameter {name} of policy {self.config.policy} has no gradient; the policy does not use it: use it, or register it as a buffer")
 
     def _drop(self, step, episode):
         "Draw the units that rest in this update."
@@ -309,20 +329,12 @@ class Learner(Differentiator):
         self.policy.drop(self.method.dropout, generators, episode.payoff.shape[1:])
 
 # %% ../nbs/17_training.ipynb #cf779834
-def _met(learner, episode, member):
-    "Names of the environments that a member met in a batch."
-    names = list(learner.environments)
-    if episode.drawn is None:
-        return names
-    return [names[place] for place in episode.drawn[member].tolist()]
-
-
 def log_rows(
     learner: Learner,
     step: int,  # update, from 0
     done: Update,  # what it left
 ) -> list[dict]:  # one per member
-    "The lines of the log: risks in units of S_0, and the penalty in risk units, as they were before the update."
+    "The lines of the log: risks in units of S_0, and the penalty, times its weight, in risk units, as they were before the update."
     loss = done.sample.loss.detach()
     risk = learner.risk(loss)
     if done.episode.origin is None:
@@ -334,7 +346,7 @@ def log_rows(
         weight = 0.0 if done.weight is None else done.weight[member].item()
         objective = done.objective[member].item() * max(1.0, weight)
         row = {"step": step, "penalty_weight": weight}
-        for name, value in zip(_met(learner, done.episode, member), money[member].tolist()):
+        for name, value in zip(names_met(learner.environments, done.episode, member), money[member].tolist()):
             row[f"risk.{name}"] = value
         row["penalty"] = objective - risk[member].mean().item()
         row["gradient_norm"] = done.norm[member].item()
@@ -426,7 +438,7 @@ class Standing(NamedTuple):
     config: Config  # its own
     run: Run  # its record
     step: int  # updates done
-    kept: dict[str, Tensor]  # its state there, from `Learner.tensors`; empty at the beginning
+    kept: dict[str, Tensor]  # its state there, from `state_of`; empty at the beginning
 
     @classmethod
     def of(cls,
@@ -531,7 +543,7 @@ def _sound(runs):
         weighted = any(run.config["penalty_weight"] for run in runs)
         lower = "penalty_weight or learning_rate" if weighted else "learning_rate"
         raise FloatingPointError(f"training diverged at update {first.diverged}: the gradient of {first.folder.name} is not finite; "
-                                 f"its record says so and keeps the last good checkpoint; lower {lower}")
+                                 f"its record says so and keeps the checkpoints that it had; lower {lower}")
     return sound
 
 # %% ../nbs/17_training.ipynb #trn00017
@@ -667,9 +679,9 @@ def load_policy(
         raise ValueError(f"runs to be loaded must have been trained to their end, got diverged {', '.join(lost)}; "
                          "leave them out and report them")
     configs = [Config(**run.config) for run in runs]
-    kinds = {(c.policy, c.columns, c.width, c.traded) for c in configs}
+    kinds = {(c.policy, c.columns, c.width, c.traded, c.clip_features is not None) for c in configs}
     if len(kinds) > 1:
-        raise ValueError(f"runs to be loaded together must share policy, features, width and instruments, got {sorted(map(str, kinds))}; "
+        raise ValueError(f"runs to be loaded together must share policy, features, width, instruments and limits of the features, got {sorted(map(str, kinds))}; "
                          "load them one kind at a time")
     policy = initial_policy(configs[0], [c.seed for c in configs]).to(device)
     kept = [run.best(device)[0] for run in runs]

@@ -21,7 +21,7 @@ import yaml
 
 from conftest import ROOT
 from hirm.campaign import BESIDE, Job, Plan, as_plan, words
-from hirm.gathering import BASELINES, CAMPAIGNS, diverged, jobs, judged, runs_of
+from hirm.gathering import BASELINES, CAMPAIGNS, diverged, jobs, judged, planted_results, planted_rows, runs_of
 from hirm.config import as_config
 from hirm.history import CRISES
 from hirm.launch import default_parameters
@@ -255,6 +255,24 @@ def test_the_swept_weights_are_those_of_the_plan():
         if "penalty_weight" in job.asked and job.cell in ("primary", "weights"):
             weights.setdefault(job.asked["method"], set()).add(job.asked["penalty_weight"])
     assert weights == {"irm": {0.01, 0.1, 1, 10}, "hirm": {0.01, 0.1, 1, 10, 100}, "vrex": {1, 5, 10, 100, 1000}}
+
+
+def test_phase2_is_read_from_its_portions_where_they_are_in_print(tmp_path, monkeypatch):
+    import hirm.gathering
+    import hirm.runs
+    for room in (hirm.gathering, hirm.runs): monkeypatch.setattr(room, "project", lambda: tmp_path)
+
+    def put(folder, **tables):
+        path = tmp_path / "book" / "results" / folder
+        path.mkdir(parents=True)
+        for name, text in tables.items(): (path / f"{name}.csv").write_text(text)
+        (path / "provenance.json").write_text(json.dumps({"files": {f"{name}.csv": hirm.runs._digest(text) for name, text in tables.items()}}))
+
+    put("phase2", metrics="cell,cvar95\nprimary,1\ndose_0,2\ndose_0,3\nlevels,4\n", known="cell,column\nlevels,5\n")
+    put("phase2_doses", metrics="cell,cvar95\ndose_0,6\n")
+    put("phase2_pilot", metrics="cell,cvar95\nprimary,7\n")
+    assert planted_results() == ["book/results/phase2", "book/results/phase2_doses"] and planted_results("known") == ["book/results/phase2"]
+    assert planted_rows("metrics").values.tolist() == [["primary", 1], ["levels", 4], ["dose_0", 6]]
 
 
 def test_the_pilot_spends_seeds_that_no_other_campaign_uses():

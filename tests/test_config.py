@@ -138,7 +138,7 @@ WRONG = [
     (dict(updates="many"), "got 'many'; the usual value is -p updates 600"), (dict(n_seeds=60, penalty_weight="0.1,1", method="irm"), "at most 100 members"),
     (dict(realized_vol="maybe"), "true or false, got 'maybe'"), (dict(realized_vol=1.0), "true or false"), (dict(realized_vol=None), "true or false"), (dict(permute_labels=2), "true or false"),
     (dict(alpha=0.2), "for the worst 20 % write 0.8"), (dict(alpha=0.05), "for the worst 5 % write 0.95"), (dict(alpha=95), "for the worst 5 % write 0.95"), (dict(alpha=1), "lie in"),
-    (dict(alpha=0), "lie in"), (dict(alpha="high"), "lie in"), (dict(alpha=True), "lie in"), (dict(alpha=0.999), "at least one path of a validation"),
+    (dict(alpha=0), "lie in"), (dict(alpha="high"), "lie in"), (dict(alpha=True), "lie in"), (dict(alpha=0.999), "the tail must hold at least one path, got n_validation 400 at alpha 0.999; write 1000 or more"), (dict(n_evaluation=5), "got n_evaluation 5 at alpha 0.95; write 20 or more"),
     (dict(n_paths=0), "n_paths .* from 2 .* got 0"), (dict(n_paths=33), "even.* write 34"), (dict(pretrain=10, updates=12, ramp=4), "must fit"),
     (dict(learning_rate=0.0), "learning_rate"), (dict(learning_rate=1e9), "learning_rate must be a number from 1e-12 to 1"), (dict(cost=-1.0), "cost must be a number from 0 .* got -1"),
     (dict(smoothing=0), "smoothing must be a number"), (dict(aversion=0), "aversion must be a number"), (dict(clip=0), "clip"),
@@ -151,7 +151,7 @@ WRONG = [
     (dict(validate_on="hihg"), "did you mean 'high'"), (dict(validate_on="low"), "not trained on, got 'low'"), (dict(environments="low,high"), "not trained on, got 'high'"),
     (dict(environments="low,crisis", validate_on="crisis"), "not trained on, got 'crisis'"),
     (dict(environments="history_low,low", validate_on="history_medium"), "must not share a day .* history_medium and history_low"),
-    (dict(runs=""), "runs must be text"), (dict(runs="."), "holds the whole project"), (dict(runs="nbs/.."), "holds the whole project"), (dict(runs="/"), "holds the whole project"),
+    (dict(runs=""), "runs must be text"), (dict(runs="."), "holds the whole project"), (dict(runs="nbs/.."), "holds the whole project"), (dict(runs="/"), "holds the whole project"), (dict(runs="nbs"), "where the sources of the project are"), (dict(runs="hirm/../tests/runs"), "where the sources of the project are"),
     (dict(runs=5), "-r runs 5"), (dict(history="nowhere.csv"), "no file is"), (dict(risk_unit="euro"), "reference"), (dict(decay="slow"), "cosine"), (dict(extra_features="delta"), "beside the usual"),
     (dict(extra_features="realized_vol"), "-p realized_vol true"), (dict(extra_features="last_return,last_return"), "each name once"), (dict(contents={"method erm": 3}), "fingerprints by name"),
 ]

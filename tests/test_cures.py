@@ -61,6 +61,13 @@ def test_limits_that_cross_and_a_negative_radius_are_refused(wrong, says):
             Scaler.fit(torch.rand(1, 10, 2), 0.6)
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_limited_and_an_unlimited_hedger_are_not_loaded_together(tmp_path, order):
+    runs = [train(asked(runs=str(tmp_path / name), **special))[0] for name, special in (("limited", dict(clip_features=0.02)), ("free", {}))]
+    with pytest.raises(ValueError, match="width, instruments and limits of the features"):
+        load_policy(runs[::order])
+
+
 def test_without_a_radius_nobody_attacks(tmp_path):
     plain, still = (train(asked(runs=str(tmp_path / name), **special))[0] for name, special in (("a", {}), ("b", dict(attack_radius=0))))
     assert plain.best()[0]["head"].equal(still.best()[0]["head"])

@@ -1,4 +1,6 @@
 """What each rung of the ladder trains on, and that few of many environments are drawn fairly."""
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -103,6 +105,18 @@ def test_the_log_names_the_environments_that_a_member_met():
         assert [name for name in row if name.startswith("risk.")] == [f"risk.{name}" for name in met]
         loss = learner.units[episode.drawn[member]]
         assert all(0.2 < row[f"risk.{name}"] / unit < 5 for name, unit in zip(met, loss.tolist()))
+
+
+def test_a_price_that_no_float_holds_is_blamed_on_the_environment_that_the_member_met():
+    config = asked(n_seeds=2)
+    learner = Learner(config, config.members())
+    episode = next(batches(learner.environments, learner.seeds, config))
+    prices = episode.prices.clone()
+    prices[1, -1, 0, 0, 1:] = float("inf")
+    to_blame = list(learner.environments)[episode.drawn[1, -1]]
+    assert to_blame != list(learner.environments)[prices.shape[1] - 1]  # whoever stands at this place of the list
+    with pytest.raises(ValueError, match=f"environment {to_blame}: expected prices that single precision can hold"):
+        learner.update(0, replace(episode, prices=prices))
 
 
 @pytest.mark.parametrize("draw", [4, 30, 31])

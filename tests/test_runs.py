@@ -517,6 +517,33 @@ def test_results_are_published_whole_and_an_edited_file_is_refused(tmp_path):
         rooms.published(book, "other")
 
 
+def test_what_training_noted_of_itself_outlives_a_kill_after_it_and_no_new_beginning(tmp_path):
+    run = Run.of(tmp_path / "runs", CONFIG).start(CONFIG)
+    run.save_state(12, {"weight": torch.ones(2)})
+    run.annotate(cpu_seconds_per_update=0.5)
+    assert Run.of(tmp_path / "runs", CONFIG).start(CONFIG).metadata["cpu_seconds_per_update"] == 0.5
+    again = Run.of(tmp_path / "runs", CONFIG)
+    again.resume()
+    again.finish({})
+    closed = again.metadata
+    assert closed["cpu_seconds_per_update"] == 0.5 and "files" in closed
+    anew = Run.of(tmp_path / "runs", CONFIG).start(CONFIG).metadata
+    assert "cpu_seconds_per_update" not in anew and "files" not in anew
+
+
+def test_a_publication_leaves_nothing_of_the_one_that_it_replaces(tmp_path):
+    run = Run.of(tmp_path / "runs", CONFIG).start(CONFIG)
+    run.resume()
+    run.finish({})
+    frame = pd.DataFrame({"x": [1]})
+    book = rooms.publish(tmp_path / "book", {"kept": frame, "gone": frame}, [run], "make")
+    (book / "mine.txt").write_text("a reader's own")
+    rooms.publish(tmp_path / "book", {"kept": frame}, [run], "make")
+    assert sorted(path.name for path in book.iterdir()) == ["kept.csv", "mine.txt", "provenance.json"]
+    with pytest.raises(FileNotFoundError, match="no file"):
+        rooms.published(book, "gone")
+
+
 def test_results_of_no_runs_are_refused_and_nothing_is_written(tmp_path):
     with pytest.raises(ValueError, match="expected the runs behind the frames, got none"):
         rooms.publish(tmp_path / "book", {"toy": pd.DataFrame({"cvar95": [0.04]})}, [], "make")

@@ -45,7 +45,7 @@ def test_two_instruments_go_all_the_way(trained, policy):
 def test_policies_with_and_without_the_swap_are_not_loaded_together(trained, tmp_path):
     config, runs = trained["band"]
     alone = train(Config(method="erm_reg", runs=str(tmp_path / "runs"), **SMOKE | dict(instruments="spot", n_seeds=1)))
-    with pytest.raises(ValueError, match="must share policy, features, width and instruments"):
+    with pytest.raises(ValueError, match="must share policy, features, width, instruments and limits of the features"):
         load_policy([*runs, *alone])
 
 

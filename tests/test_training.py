@@ -445,6 +445,14 @@ def test_a_price_that_leaves_all_numbers_is_not_blamed_on_the_weight(tmp_path, m
         train(config(tmp_path, method="irm", environments="low,medium,history_low,history_medium", history=str(tmp_path / "leap.csv")))
 
 
+def test_a_parameter_that_no_position_depends_on_is_refused_at_the_first_update(tmp_path):
+    options = config(tmp_path, method="erm")
+    learner = Learner(options, options.members())
+    learner.policy.register_parameter("idle", torch.nn.Parameter(torch.ones(1, 1)))
+    with pytest.raises(RuntimeError, match="the parameter idle of policy band has no gradient; the policy does not use it"):
+        learner.update(0, next(batches(learner.environments, learner.seeds, options)))
+
+
 def poison(monkeypatch, *seeds, step=3):
     "Let the weights of some seeds be lost at one update."
     update = Learner.update
