@@ -540,7 +540,9 @@ class Run(Checkpoints):
             print(f"run {self.folder.name}: its log or a checkpoint was cut, damaged or lost; "
                   f"it goes on from update {max(states)}", file=sys.stderr)
         earlier = None if self.done else self._earlier(goes_on)
-        if not goes_on:
+        if goes_on:  # what it began with repeats it
+            command = earlier.get("command", command)
+        else:
             self._clear()
         check_writable(self.folder)
         for folder in (self.folder / "checkpoints", self.artifacts):

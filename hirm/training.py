@@ -459,11 +459,14 @@ def _starts(runs):
     return [shared if shared in kept else own for kept, own in zip(states, last)]
 
 # %% ../nbs/17_training.ipynb #73576139
-def _command(config):
-    "What repeats a run to the last bit: the same members side by side."
+def _command(config, members):
+    "What repeats runs to the last bit, the same members side by side: all that begin now, where they can be asked for at once."
     words = ["papermill nbs/train.ipynb -f config.yaml"]
-    if config.n_seeds > 1:
-        words.append(f"-p seed {config.seed} -p n_seeds {config.n_seeds}")
+    seeds = sorted({member.seed for member in members})
+    whole = len(members) == len(seeds) * len(config.weights) and len(seeds) == seeds[-1] - seeds[0] + 1
+    first, n_seeds = (seeds[0], len(seeds)) if whole else (config.seed, config.n_seeds)
+    if n_seeds > 1:
+        words.append(f"-p seed {first} -p n_seeds {n_seeds}")
     if len(config.weights) > 1:
         words.append(f"-y 'penalty_weight: {config.weights}'")
     return " ".join(words)
@@ -526,9 +529,11 @@ def _train_waiting(config, runs, again):
             run.release()  # finished by another process while this one waited for it
     _say_what_changed(waiting)
     starts = _starts([run for _, run in waiting])  # refuses foreign states before anything is written
+    beginning = [member for (member, _), start in zip(waiting, starts) if start == 0]
+    command = _command(config, beginning or config.members())
     members = []
     for (member, run), start in zip(waiting, starts):
-        run.start(asdict(member), _command(config), config.device)
+        run.start(asdict(member), command, config.device)
         _keep_plugins(config, run)
         members.append(Standing.of(member, run, start))
     for start in sorted({member.step for member in members}):

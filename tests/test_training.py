@@ -445,6 +445,13 @@ def test_a_price_that_leaves_all_numbers_is_not_blamed_on_the_weight(tmp_path, m
         train(config(tmp_path, method="irm", environments="low,medium,history_low,history_medium", history=str(tmp_path / "leap.csv")))
 
 
+def test_a_run_names_the_company_in_which_it_began(tmp_path):
+    for n_seeds in (2, 3): runs = train(config(tmp_path, method="erm", n_seeds=n_seeds))
+    alone = "papermill nbs/train.ipynb -f config.yaml"
+    assert [run.metadata["command"] for run in runs] == [f"{alone} -p seed 0 -p n_seeds 2"] * 2 + [alone]
+    assert (runs[0].folder / "config.yaml").read_text().startswith(f"# {alone} -p seed 0 -p n_seeds 2\n")
+
+
 def test_a_parameter_that_no_position_depends_on_is_refused_at_the_first_update(tmp_path):
     options = config(tmp_path, method="erm")
     learner = Learner(options, options.members())
