@@ -7,6 +7,7 @@
     snakemake -c2 phase1 --config primary_seeds=10 control_seeds=5      an interim look at the primary cell
     snakemake -c2 phase1 --config cells=band-seeing,band-blind      half of the cells, the primary one among them
     snakemake -c2 phase1 --config scale=paper cells=band-seeing seeds=3 primary_seeds=3      the protocol of record, kept apart
+    snakemake -c2 tuned         IRM and V-REx at the weights that validation would choose, on other seeds
     snakemake -c2 phase2        the planted case: could invariance have been seen?
     snakemake -c2 phase2_doses  a portion of what stands beside its primary cell, published apart; so phase2_schedules, phase2_levels, …
     snakemake -c2 ladder --config seeds=3 rungs=varied,jumps      other differences between the training environments

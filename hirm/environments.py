@@ -147,7 +147,7 @@ def sample_environments(
 ) -> dict[str, Environment]:  # sampled_00, sampled_01, …, all for training
     "Draw training environments from the meta-distribution of parameters."
     if n < 1:
-        raise ValueError(f"at least one environment must be drawn, got {n}; the ladder's last rung has 30 or more")
+        raise ValueError(f"at least one environment must be drawn, got {n}; the rung `many` has 30")
     environments = {}
     for i in range(n):
         u = torch.rand(9, generator=generator, dtype=torch.float64).tolist()
@@ -190,6 +190,7 @@ _BESIDE = [
 ]
 _SAMPLED = sample_environments(30, torch.Generator().manual_seed(0))
 ENVIRONMENTS |= {e.name: e for e in _BESIDE} | _SAMPLED
+_ERAS = {name: ENVIRONMENTS[name] for name in ("history_1990_1999", "history_2000_2007", "history_2009_2017")}
 
 RUNGS: dict[str, tuple[str, ...]] = {  # training environments of each rung
     "levels": ("low", "medium"),
@@ -282,8 +283,9 @@ def nameable_environments(
     cost: float = 1.0,  # multiple of every friction
     terms: Terms = Terms(),  # of what is sold; where an environment cannot meet them, it is left out
 ) -> dict[str, Environment]:  # by name
-    "Every environment that a run can name: the registry's, with its own history in place of the S&P 500."
-    registered = {name: e for name, e in ENVIRONMENTS.items() if e is not _RECORDED.get(name)}  # simulated, or somebody's own
+    "Every environment that a run can name: the registry's, with its own history in place of the S&P 500, whose eras it does not have."
+    package = _RECORDED if history == "sp500" else _RECORDED | _ERAS  # recorded sets of the S&P 500, which another history replaces
+    registered = {name: e for name, e in ENVIRONMENTS.items() if e is not package.get(name)}  # simulated, or somebody's own
     source = history_file(history)
     recorded = recorded_environments(calendar_windows(source) | training_windows(source))
     folds = {name: e for year in WALKS for name, e in walk_forward(year).items()} if history == "sp500" else {}
@@ -344,7 +346,7 @@ def _recorded(path, name, asked):
 def stream(
     seed: int,  # the member's seed
     purpose: str,  # what the numbers are for, e.g. "weights" or "paths:low"
-) -> torch.Generator:  # a stream that no other seed or purpose shares
+) -> torch.Generator:  # a stream of its own, but for chance: torch keeps 32 bits of a seed
     "Opens the random stream of one seed and one purpose; the order of opening does not matter."
     digest = hashlib.sha256(f"{seed}:{purpose}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

@@ -23,6 +23,7 @@ import torch
 from IPython.display import Markdown
 from torch import Tensor
 
+from .batches import validation_risk
 from .config import Config, judged_environments, known_environments
 from .environments import BLOCK, ENVIRONMENTS, Environment, common_episodes
 from .features import COLUMNS
@@ -99,7 +100,7 @@ BASELINES = ("no_hedge", "delta", "whalley_wilmott", "minimum_variance", "delta_
 
 
 def baselines(environment: Environment) -> dict[str, Callable]:  # name -> policy
-    """Return the hedges that no table goes without; where the market is a Heston, or a variance swap trades, one that believes in the environment's own market."""
+    """Return the hedges that no table goes without; where the market is a Heston one that believes in it, and where a variance swap trades, delta and vega."""
     alone = environment.instruments == ("spot",) and heston_of(environment.market) is not None
     least = {"minimum_variance": MinimumVarianceDelta(environment.market)} if alone else {}
     vega = {"delta_vega": DeltaVega(environment.market)} if "variance_swap" in environment.instruments else {}
@@ -183,7 +184,7 @@ def tail_quantiles(
     quantiles = np.quantile(loss.double().cpu().numpy(), levels, axis=-1)
     by_level = np.moveaxis(quantiles, 0, -1)
     paths_beyond = (1 - np.asarray(levels)) * loss.shape[-1]
-    return np.where(paths_beyond < 10, np.nan, by_level)
+    return np.where(paths_beyond < 10 - 1e-6, np.nan, by_level)  # (1 - 0.9999) * 100,000 is a hair below 10
 
 
 def pnl_by_spot(
@@ -374,7 +375,7 @@ def _validation_risks(
         for piece in episode.chunks(CHUNK):
             for name, policy in policies.items():
                 losses[name].append(hedge(policy, piece).loss)
-    return {name: config.risk(torch.cat(parts, -1)).mean().item() for name, parts in losses.items()}
+    return {name: validation_risk(torch.cat(parts, -1), environment, config).mean().item() for name, parts in losses.items()}
 
 
 def choose_hedger(
@@ -408,7 +409,7 @@ def _update_seconds(config: Config) -> float:
     per_path, fixed = np.polyfit(sizes["paths"], sizes["seconds"], 1)
     of_method = methods.set_index("contender")["seconds"]
     seconds = of_method.get(config.method, of_method.max())  # a method that was not timed is taken for the dearest
-    paths = len(config.members()) * len(config.names) * config.n_paths
+    paths = len(config.members()) * (config.draw or len(config.names)) * config.n_paths
     return seconds * (fixed + per_path * paths) / (fixed + per_path * methods["paths"].iloc[0])
 
 
@@ -420,7 +421,7 @@ def expected_seconds(config: Config) -> float:
     members = len(config.members())
     simulated = [e for e in judged_environments(config).values() if not isinstance(e.market, Windows)]
     checked = members * (config.updates // config.validate_every) * config.n_validation
-    judged = (members + 4) * len(simulated) * config.n_evaluation  # three baselines, and the hedger that is delivered
+    judged = (members + 5) * len(simulated) * config.n_evaluation  # four baselines, and the hedger that is delivered
     hedging = own * (checked + judged) / (13 * 8 * 100_000)  # hedgers, environments and paths of the benchmark
     return STARTING + hedging + config.updates * _update_seconds(config) * own / band
 
@@ -485,7 +486,7 @@ def _arrivals(
     spot = torch.where(arrived, there, away)[None]
     past = (vol / DAYS_PER_YEAR**0.5).expand(-1, N_PAST)[None]
     paths = Paths(spot, vol.square().expand_as(spot), vol.expand_as(spot), past, 1 / DAYS_PER_YEAR)
-    calm = {"realized_vol": lambda values: vol.expand_as(values)}  # the jump itself is not to be taken for volatility
+    calm = {"realized_vol": lambda values: vol.expand_as(values), "last_return": torch.zeros_like}  # the jump itself is not to be taken for news
     payoff = liability.payoff(spot[..., -1])
     prices = join_instruments([spot, paths.variance_swap()][:n_instruments])
     return Episode(paths, prices, payoff, torch.zeros_like(payoff), friction, liability, probe=calm)

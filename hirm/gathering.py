@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from .campaign import BESIDE, PRIMARY, Job, Look, Plan, cures, erm_of_cures, ladder, learning, limits, main_job, phase1, phase1_looks, phase2, phase2_pilot, phase2_portion, swaps, walk
+from .campaign import BESIDE, PRIMARY, Job, Look, Plan, chosen_weights, cures, erm_of_cures, ladder, learning, limits, main_job, phase1, phase1_looks, phase2, phase2_pilot, phase2_portion, swaps, walk
 from .config import HOME, Config, as_config, judged_environments
 from .diagnostics import diagnose, response, tells_column, tells_environment
 from .environments import Environment, nameable_environments
@@ -388,6 +388,7 @@ BY_WEIGHT, BY_CELL = ("cell", "penalty_weight"), ("cell",)
 CAMPAIGNS = {
     "main_job": Campaign(main_job, tables=_hedgers, facts=("realized_vol",)),
     "learning": Campaign(learning, tables=_validation),
+    "tuned": Campaign(chosen_weights, facts=BY_WEIGHT),
     "phase1": Campaign(phase1, phase1_looks, _of_phase1, pages=("book/phase1.ipynb", "book/learning.ipynb", "nbs/index.ipynb")),
     "phase2_pilot": Campaign(phase2_pilot, facts=BY_WEIGHT),
     "phase2": Campaign(phase2, tables=_of_phase2, facts=BY_WEIGHT),

@@ -383,7 +383,7 @@ _series = _per_version(load_series)
 def series_digest(
     source: str | Path = "sp500",  # "sp500" or a CSV
 ) -> str:  # sixteen hexadecimal digits
-    "Fingerprint of the days and closes, in whatever file they stand."
+    "Fingerprint of the days, the closes and the quotes if there are any, in whatever file they stand."
     series = _series(source)
     columns = [series["date"].to_numpy().astype("datetime64[D]").astype(np.int64), *(series[name].to_numpy(dtype=float) for name in series.columns[1:])]
     return hashlib.sha256(b"".join(column.tobytes() for column in columns)).hexdigest()[:16]
@@ -445,7 +445,7 @@ class VarianceRule:
         self,
         close: np.ndarray,  # closes, oldest first
     ) -> np.ndarray:  # annualised variance of the next day, as expected at each close
-        "Runs the recursion forward from the mean square of the first 20 returns; entry t uses closes up to t."
+        "Runs the recursion forward from the mean square of the first 20 returns; entry t uses closes up to t, from row 20 on."
         returns = np.diff(np.log(close), prepend=np.log(close[0]))
         seed = np.mean(returns[1 : N_PAST + 1] ** 2)  # the days before row N_PAST start no window
         later = returns[N_PAST + 1 :]

@@ -49,19 +49,20 @@ def read_command(
 def given_parameters(
     options: list[tuple],  # from `read_command`
 ) -> dict:  # name → value; a value of -p is the text that was typed
-    "The parameters of a command, the later and the more explicit winning."
+    "The parameters of a command, in papermill's order of kinds: base64, files, YAML, -p, -r; among those of one kind the later wins."
     import yaml
-    given, explicit = {}, {}
+    encoded, files, texts, plain, raw = {}, {}, {}, {}, {}
     for option, *values in options:
         if option in ("-f", "--parameters_file"):
-            given |= yaml.safe_load(Path(values[0]).read_text()) or {}
+            files |= yaml.safe_load(Path(values[0]).read_text()) or {}
         elif option in ("-y", "--parameters_yaml"):
-            given |= yaml.safe_load(values[0]) or {}
+            texts |= yaml.safe_load(values[0]) or {}
         elif option in ("-b", "--parameters_base64"):
-            given |= yaml.safe_load(base64.b64decode(values[0])) or {}
+            encoded |= yaml.safe_load(base64.b64decode(values[0])) or {}
         elif VALUES.get(option) == 2 and len(values) == 2:
-            explicit[values[0]] = values[1]
-    return given | explicit
+            kind = raw if option in ("-r", "--parameters_raw") else plain
+            kind[values[0]] = values[1]
+    return encoded | files | texts | plain | raw
 
 # %% ../nbs/22_launch.ipynb #2bf15ab9
 def default_parameters(

@@ -63,7 +63,8 @@ def mirror(
         except (Exception, SystemExit) as error:
             said = " ".join(str(error).split())[:300]
             tell(f"No copy of {record.folder.name} in W&B ({type(error).__name__}: {said}). The run itself is complete; the same command tries again")
-            return  # so would the next
+            if not isinstance(error, ValueError):  # of one record; anything else would stop the next as well
+                return
 
 
 def _copy(record, mode):

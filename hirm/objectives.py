@@ -51,7 +51,7 @@ class Sample:
     @staticmethod
     def _cure(name):
         """Say how a missing field is had."""
-        return "give the policy a head with parameters" if name == "head" else f"supply Sample({name}=…)"
+        return "give the policy a head with parameters" if name == "head" else f"supply Sample({'scale_gradient' if name == 'scale' else name}=…)"
 
 # %% ../nbs/10_objectives.ipynb #18e90df2
 APART = 8.0  # sums of the halves differ by so many roots of the sum of squares: by chance less than once in four million, 2 exp(-16)

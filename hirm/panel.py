@@ -130,7 +130,7 @@ def _one_protocol(name: str, records: list[Checkpoints]) -> str:
         return next(iter(by_protocol))
     differing = [key for key in first if key != "seed" and any(other.get(key) != first[key] for other in others)]
     raise ValueError(f"runs of {name}: expected one protocol, got {', '.join(sorted(by_protocol))}, which differ in "
-                     f"{', '.join(differing) or 'their names'}; say which by -p protocols")
+                     f"{', '.join(differing) or 'their names'}; say which by -r protocols")
 
 # %% ../nbs/19_panel.ipynb #19c00009
 def _of_seeds(panel, name: str, method: str, seeds: list[int]) -> list[Checkpoints]:
@@ -290,8 +290,12 @@ def _write(panel: Panel, experiment: str, frames: Mapping[str, pd.DataFrame]) ->
     cell = f"{panel.policy}-{'seeing' if panel.realized_vol else 'blind'}"
     folder = check_writable(panel.out or Path(panel.runs) / experiment / cell)
     defaults = {field.name: field.default for field in fields(panel)}
-    asked = {name: getattr(panel, name) for name in defaults if name not in ("runs", "out", "device")}
-    given = [f"-p {name} {str(value)!r}" for name, value in asked.items() if value != defaults[name]]
+    asked = {name: getattr(panel, name) for name in defaults if name not in ("out", "device")}
+    given = []
+    for name, value in asked.items():
+        if value != defaults[name]:
+            option = "-r" if name == "protocols" else "-p"  # papermill takes 00123456 for a number, and 1234e567 for infinity
+            given.append(f"{option} {name} {str(value)!r}")
     kept = {name: frame for name, frame in frames.items() if not frame.empty}
     publish(folder, kept, sum(panel.records.values(), []), " ".join([f"papermill nbs/{experiment}.ipynb", *given]))
     files = [*(f"{name}.csv" for name in kept), "provenance.json"]

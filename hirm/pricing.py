@@ -717,7 +717,7 @@ def variance_swap_rate(
     market: GBM | Heston | SABR | Jumps | Momentum,  # the dynamics
     maturity: float,  # years
 ) -> float:  # fair annualised variance; its root is the swap's volatility
-    """The fair strike of the idealised variance swap: expected realised variance per year, jumps included.
+    """The fair strike of the idealised variance swap: expected realised variance per year, jumps included; of SABR with beta below 1 an approximation, by the growth of the vol alone.
 
     Raises ValueError for a maturity that is not positive, TypeError for recorded windows, which carry their own rate.
     """
@@ -806,8 +806,10 @@ def heston_greeks(
 ) -> tuple[Tensor, Tensor, Tensor]:  # price, its derivative in spot at fixed variance, its derivative in variance
     """The Heston price of a liability and its two Greeks, by Lewis' integral; for as many points as memory has room for.
 
-    Raises ValueError for an expired liability and for a negative variance.
+    Raises ValueError for an expired liability, for a negative variance, and for a liability that is no portfolio of calls.
     """
+    if not liability.calls:
+        raise ValueError(f"liability must be a portfolio of calls to have Heston Greeks, got {liability!r}; give it `calls`, or price it by its own formula")
     spot, tau, variance = torch.broadcast_tensors(*_tensors(spot, tau, variance))
     if (tau <= 0).any():
         raise ValueError(f"tau must be positive, got {tau.min().item():g}; at expiry use its payoff")

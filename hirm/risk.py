@@ -99,7 +99,7 @@ def cvar_error(
     loss: Tensor,                       # losses of independent paths, (…, n)
     alpha: float = 0.95,                # confidence; the tail holds 1 - alpha of the paths
     reference: Tensor | None = None,    # another policy's losses on the same paths, (…, n)
-) -> Tensor:                            # in the unit of the loss, (…); NaN for a single path
+) -> Tensor:                            # in the unit of the loss, (…); NaN where the tail holds less than one path
     """Standard error of the empirical CVaR, or of its difference from a reference on common paths, from its influence function.
 
     Raises ValueError on a NaN, on an empty sample, on a confidence outside (0, 1), and on a reference with other paths.
@@ -112,7 +112,7 @@ def cvar_error(
         if reference.shape[-1] != n:
             raise ValueError(f"a reference must hold the same {n} paths, got {reference.shape[-1]}; judge both on common paths")
         influence = influence - _influence(reference, alpha)
-    if n == 1:
+    if (1 - alpha) * n < 1 - 1e-9 or n == 1:  # of a tail within one path nothing can be said
         return torch.full_like(influence[..., 0], math.nan)
     return influence.std(-1) / ((1 - alpha) * n**0.5)
 

@@ -740,8 +740,8 @@ def collect(
     seeds: list[int],  # every seed that is to be there, for each method
     protocol: str | None = None,  # eight hexadecimal digits, where the folder holds several
 ) -> pd.DataFrame:  # one row a run: method, seed, protocol, then final metrics; nested names are joined by dots
-    "Gathers final metrics; FileNotFoundError names every run that is not done, ValueError one that is there twice."
-    rows, missing = [], []
+    "Gathers final metrics; FileNotFoundError names every run that is not done, ValueError one that is there twice, and a method of several protocols."
+    rows, missing, protocols = [], [], {}
     pattern = protocol or "?" * 8
     for method, seed in product(methods, seeds):
         folders = sorted((project() / runs).glob(f"{method}-s{seed}-{pattern}"))
@@ -753,10 +753,14 @@ def collect(
             record = done[0]
             record.verify()
             name = {"method": method, "seed": seed, "protocol": record.folder.name[-8:]}
+            protocols.setdefault(method, set()).add(name["protocol"])
             rows.append({**name, **record.final_metrics})
         else:
             unfinished = " (unfinished)" if folders else ""
             missing.append(f"{method}-s{seed}{unfinished}")
+    for method, found in protocols.items():
+        if len(found) > 1:
+            raise ValueError(f"runs of {method}: expected one protocol, got {', '.join(sorted(found))}; say which by protocol")
     if missing:
         expected = len(rows) + len(missing)
         raise FileNotFoundError(f"runs in {Path(runs).name}: expected {expected}, got {len(rows)}; "

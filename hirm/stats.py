@@ -355,7 +355,9 @@ def interval(
     errors: pd.Series,  # standard error of each from the paths, NaN where there is none
     level: float = 0.95,
 ) -> tuple[float, float]:  # mean, half-width (NaN if nothing can be said)
-    """Return the mean over seeds and the half-width of its interval, the paths being common to all seeds."""
+    """Return the mean over seeds and the half-width of its interval, the paths being common to all seeds; of a seed that diverged neither."""
+    if not np.isfinite(values).all():
+        return float("nan"), float("nan")
     n = len(values)
     tail = (1 + level) / 2
     seeds = 0.0
@@ -398,9 +400,10 @@ def group_log_ratio(
     size: int,              # seeds in a group
     metric: str = "cvar95",
 ) -> pd.Series:             # log(group / mean of the baseline's members), by the group's first seed
-    """Compare groups of members with the baseline's single members of the same seeds. Raises ValueError for a seed that the baseline lacks."""
-    of = lambda frame, name: frame[(frame["method"] == name) & (frame["environment"] == environment)].set_index("seed")[metric]
-    own, alone = of(groups, method), of(members, baseline)
+    """Compare groups of members with the baseline's single members of the same seeds. Raises ValueError for a seed that the baseline lacks, for groups that share a seed, and for a number that is not finite."""
+    own, alone = _by_seed(groups, metric, method, environment), _by_seed(members, metric, baseline, environment)
+    if (np.diff(own.index) < size).any():
+        raise ValueError(f"groups of {method} must share no seed, got first seeds {list(own.index)} in groups of {size}; name other groups")
     logs = {}
     for first, risk in own.items():
         seeds = range(first, first + size)

@@ -70,14 +70,15 @@ def crisis_table(
 ) -> pd.DataFrame:  # index environment and method; text, money in % of spot
     """Return the table that the pages print: seven columns, three digits, the interval beside the estimate.
 
-    Raises ValueError for environments of which the frame has no row, and for a frame without a test environment where none is named.
+    Raises ValueError for an environment of which the frame has no row, and for a frame without a test environment where none is named.
     """
     if environments is None:
         chosen = frame[frame["role"] == "test"]
     else:
         chosen = frame[frame["environment"].isin(environments)]
-    if chosen.empty:
-        wanted = environments or "with role test"
+    missing = sorted(set(environments or []) - set(chosen["environment"]))
+    if chosen.empty or missing:
+        wanted = missing or "with role test"
         raise ValueError(f"no row for environments {wanted}; the frame holds {sorted(frame['environment'].unique())}")
     return chosen.groupby(["environment", "method"], sort=False).apply(_row)
 
@@ -271,8 +272,10 @@ def answer(
     elif won == 0:
         said = f"In none of the {in_words(n)} {several} does this hedger lose"
     else:
-        count = "all" if won == n else f"{in_words(won)} of"
-        said = f"In {count} {in_words(n)} {several} this hedger loses"
+        count = f"{in_words(won)} of {in_words(n)}"
+        if won == n:
+            count = "both" if n == 2 else f"all {in_words(n)}"
+        said = f"In {count} {several} this hedger loses"
     less = [f"{digits(-100 * x, 2)} % less in {name}" for name, x in change.items() if x < 0]
     more = [f"{digits(100 * x, 2)} % more in {name}" for name, x in change.items() if x > 0]
     same = [f"as much in {name}" for name, x in change.items() if x == 0]
@@ -291,15 +294,13 @@ def repeated(
     of_hedger = frame[frame["method"] == hedger]
     own = of_hedger.pivot_table(index="seed", columns="environment", values="cvar95")
     n = len(own)
-    always, said = [], []
+    by_count = {}
     for name in environments:
         won = int((own[name] < base[name]).sum())
-        if won == n:
-            always.append(name)
-        else:
-            count = in_words(won) if won else "none"
-            said.append(f"{count} in {name}")
-    if always:
-        said.insert(0, listed(always, "", "all in {names}", "all in {names}"))
-    counted = listed(said, "", "{names}", "{names}")
-    return f"Of {in_words(n)} such hedgers lose less than {reference}: {counted}."
+        by_count.setdefault(won, []).append(name)
+    said = []
+    for won in sorted(by_count, reverse=True):
+        who = "all" if won == n else in_words(won) if won else "none"
+        loses = "" if said else f" lose{'s' if won < 2 else ''} less than {reference}"  # said once
+        said.append(f"{who}{loses} in {listed(by_count[won], '', '{names}', '{names}')}")
+    return f"Of {in_words(n)} such hedgers {'; '.join(said)}."

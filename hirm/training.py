@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .batches import batches, policy_loss, risk_unit, shaken
+from .batches import batches, policy_loss, risk_unit, shaken, validation_risk
 from .config import Config, known_environments, plugin_files, training_environments
 from .environments import common_episodes, stream
 from .features import Scaler, features
@@ -571,7 +571,7 @@ def _train_together(config, members):
             return _go_on_without(learner.lost, config, members, step)
         spent += time.process_time() - began
         if updates % config.validate_every == 0 or updates == config.updates:
-            scores = config.risk(policy_loss(learner.policy, judged)).tolist()
+            scores = validation_risk(policy_loss(learner.policy, judged), validated, config).tolist()
         if scores or step % log_every == 0:
             _log(config, runs, log_rows(learner, step, done), scores)
         if scores:
@@ -581,7 +581,8 @@ def _train_together(config, members):
         for run in runs:
             run.annotate(cpu_seconds_per_update=each)
     _check_moved(learner)
-    _compare_to_no_hedge(config, runs, judged)
+    unhedged = validation_risk(policy_loss(NoHedge(), judged), validated, config).flatten()[0].item()
+    _compare_to_no_hedge(config, runs, unhedged)
 
 
 def _log(config, runs, rows, scores):
@@ -614,9 +615,8 @@ def _go_on_without(lost, config, members, step):
         _train_together(config, [Standing.of(member.config, member.run) for member in rest])
 
 # %% ../nbs/17_training.ipynb #23bb83d3
-def _compare_to_no_hedge(config, runs, judged):
+def _compare_to_no_hedge(config, runs, unhedged):
     "Say in the record, and to the user, which runs never did better at a validation than holding nothing."
-    unhedged = config.risk(policy_loss(NoHedge(), judged)).flatten()[0].item()
     for run in runs:
         lowest = run.metrics()[f"validation.{config.validate_on}"].min().item()
         if lowest >= unhedged:

@@ -20,10 +20,11 @@ import pytest
 import yaml
 
 from conftest import ROOT
-from hirm.campaign import BESIDE, Job, Plan, as_plan, words
+from hirm.campaign import BESIDE, CHOSEN, Job, Plan, as_plan, words
 from hirm.gathering import BASELINES, CAMPAIGNS, diverged, jobs, judged, planted_results, planted_rows, runs_of
 from hirm.config import as_config
 from hirm.history import CRISES
+from hirm.objectives import METHODS
 from hirm.launch import default_parameters
 from hirm.runs import Record
 
@@ -255,6 +256,18 @@ def test_the_swept_weights_are_those_of_the_plan():
         if "penalty_weight" in job.asked and job.cell in ("primary", "weights"):
             weights.setdefault(job.asked["method"], set()).add(job.asked["penalty_weight"])
     assert weights == {"irm": {0.01, 0.1, 1, 10}, "hirm": {0.01, 0.1, 1, 10, 100}, "vrex": {1, 5, 10, 100, 1000}}
+
+
+def test_the_weights_asked_once_more_are_those_that_validation_would_choose_and_their_seeds_had_no_say():
+    swept = pd.concat([pd.read_csv(ROOT / "book" / "results" / "phase1" / f"{name}.csv") for name in ("weights", "metrics")])
+    swept = swept[(swept["policy"] == "band") & swept["realized_vol"] & (swept["seed"] < 3) & (swept["environment"] == "high")]
+    risk = swept[swept["method"].isin(["irm", "hirm", "vrex"])].groupby(["method", "penalty_weight"])["cvar95"].mean()
+    best = {method: weight for method, weight in risk.groupby("method").idxmin()}
+    assert {method: weight for method, weight in best.items() if weight != METHODS[method].weight} == CHOSEN
+    arms = arms_of("tuned")
+    seeds = set(arms.pop(("tuned", "erm")))
+    assert len(seeds) == 10 and all(set(own) == seeds for own in arms.values())
+    for campaign in set(CAMPAIGNS) - {"tuned"}: assert not seeds & {seed for own in arms_of(campaign).values() for seed in own}
 
 
 def test_phase2_is_read_from_its_portions_where_they_are_in_print(tmp_path, monkeypatch):

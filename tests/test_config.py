@@ -9,6 +9,7 @@ import sys
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from inspect import signature
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -138,7 +139,7 @@ WRONG = [
     (dict(updates="many"), "got 'many'; the usual value is -p updates 600"), (dict(n_seeds=60, penalty_weight="0.1,1", method="irm"), "at most 100 members"),
     (dict(realized_vol="maybe"), "true or false, got 'maybe'"), (dict(realized_vol=1.0), "true or false"), (dict(realized_vol=None), "true or false"), (dict(permute_labels=2), "true or false"),
     (dict(alpha=0.2), "for the worst 20 % write 0.8"), (dict(alpha=0.05), "for the worst 5 % write 0.95"), (dict(alpha=95), "for the worst 5 % write 0.95"), (dict(alpha=1), "lie in"),
-    (dict(alpha=0), "lie in"), (dict(alpha="high"), "lie in"), (dict(alpha=True), "lie in"), (dict(alpha=0.999), "the tail must hold at least one path, got n_validation 400 at alpha 0.999; write 1000 or more"), (dict(n_evaluation=5), "got n_evaluation 5 at alpha 0.95; write 20 or more"),
+    (dict(alpha=0), "lie in"), (dict(alpha="high"), "lie in"), (dict(alpha=True), "lie in"), (dict(alpha=0.999), "the tail must hold at least one path, got n_validation .* at alpha 0.999; write 1000 or more"), (dict(n_evaluation=5), "got n_evaluation 5 at alpha 0.95; write 20 or more"),
     (dict(n_paths=0), "n_paths .* from 2 .* got 0"), (dict(n_paths=33), "even.* write 34"), (dict(pretrain=10, updates=12, ramp=4), "must fit"),
     (dict(learning_rate=0.0), "learning_rate"), (dict(learning_rate=1e9), "learning_rate must be a number from 1e-12 to 1"), (dict(cost=-1.0), "cost must be a number from 0 .* got -1"),
     (dict(smoothing=0), "smoothing must be a number"), (dict(aversion=0), "aversion must be a number"), (dict(clip=0), "clip"),
@@ -212,6 +213,15 @@ def prices(tmp_path):
     path = tmp_path / "data" / "my.csv"
     pd.DataFrame({"date": days.strftime("%Y-%m-%d"), "close": close.round(4)}).to_csv(path, index=False)
     return path
+
+
+def test_no_recorded_set_of_the_sp500_stays_beside_a_history_of_ones_own(prices):
+    mine = nameable_environments(str(prices))
+    recorded = {name: e.market.source for name, e in mine.items() if isinstance(e.market, Windows)}
+    assert recorded and all(Path(source).resolve() == prices.resolve() for source in recorded.values()), recorded
+    assert {"history_1990_1999", "history_2000_2007", "history_2009_2017"} <= set(nameable_environments())
+    with pytest.raises(ValueError, match="unknown environment 'history_1990_1999'"):
+        asked(environments="low,history_1990_1999", history=str(prices))
 
 
 def test_a_file_by_another_path_is_the_same_question(prices, monkeypatch, tmp_path):

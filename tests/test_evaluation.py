@@ -213,6 +213,7 @@ def test_tails_stop_where_fewer_than_ten_paths_lie_beyond():
     loss = torch.arange(1000.0)[None]
     quantiles = tail_quantiles(loss, (0.5, 0.99, 0.999))
     assert quantiles[0, :2].tolist() == pytest.approx([499.5, 989.01]) and np.isnan(quantiles[0, 2])
+    assert np.isfinite(tail_quantiles(torch.arange(100_000.0)[None], (0.9999,))).all()  # exactly ten lie beyond
 
 
 def test_pnl_by_spot_averages_within_bins():
@@ -227,6 +228,7 @@ def test_interval_joins_seeds_and_paths():
     mean, width = interval(pd.Series([1.0, 2.0, 3.0]), pd.Series([0.0, 0.0, 0.0]))
     assert (mean, width) == pytest.approx((2.0, 4.302653 / 3 ** 0.5))
     assert np.isnan(interval(pd.Series([1.0]), pd.Series([np.nan]))[1])
+    assert np.isnan(interval(pd.Series([1.0, np.nan, 3.0]), pd.Series([0.1] * 3))).all()  # not a mean over the lucky ones
 
 
 def test_crisis_table_is_small_and_speaks_in_per_cent():
@@ -237,8 +239,9 @@ def test_crisis_table_is_small_and_speaks_in_per_cent():
     assert table.loc[("crisis", "delta"), "CVaR-95 (%)"] == f"{100 * delta:.3g}"
     assert table.loc[("volmageddon", "delta"), "± (%)"] == "–" != table.loc[("crisis", "delta"), "± (%)"]
     assert table.loc[("crisis", "erm"), "turnover / ERM"] == "1.00"
-    with pytest.raises(ValueError, match="the frame holds"):
-        crisis_table(frame, ["1929"])
+    for wanted in (["1929"], ["crisis", "1929"]):
+        with pytest.raises(ValueError, match=r"no row for environments \['1929'\]; the frame holds"):
+            crisis_table(frame, wanted)
 
 
 @pytest.mark.parametrize("value, text", [(0.0123456, "0.0123"), (12.345, "12.3"), (1234.5, "1230"), (9.999, "10.0"), (-0.5, "-0.500"), (0.0, "0.00"), (float("nan"), "–")])

@@ -194,6 +194,14 @@ def test_parameters_as_papermill_takes_them(project):
     assert given_parameters([("-b", "bWV0aG9kOiB2cmV4")]) == {"method": "vrex"}
 
 
+def test_kinds_of_parameters_win_in_papermills_order_however_they_are_typed(project):
+    (project / "file.yaml").write_text("seed: 2\n")
+    typed = [("-r", "method", "irm"), ("-p", "method", "erm"), ("-y", "{seed: 1, method: vrex}"), ("-f", str(project / "file.yaml")), ("-b", "c2VlZDogMw==")]
+    for options in (typed, typed[::-1]):
+        assert given_parameters(options) == {"method": "irm", "seed": 1}
+    assert given_parameters([("-p", "seed", "1"), ("-p", "seed", "2")]) == {"seed": "2"}  # of one kind the later
+
+
 def test_options_are_those_of_papermill():
     from papermill.cli import papermill
     takes = {name: option.nargs for option in papermill.params if option.param_type_name == "option" and not option.is_flag

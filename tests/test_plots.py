@@ -270,3 +270,13 @@ def test_a_number_that_is_read_keeps_its_digits():
         drawn = plots.compact_svg(figure)
     assert "rate 0.00125<" in drawn and ">0.0625<" in drawn
     assert not re.search(r'="[^"]*\.\d{3}', drawn)  # coordinates end at a hundredth of a point
+
+
+def test_panels_of_regimes_have_the_same_rows_in_the_same_order():
+    frame = pd.DataFrame([dict(method=m, seed=s, environment=e, cvar95=risk, cvar95_se=0.001) for e, methods in (("low", "abc"), ("crisis", "cb")) for s in (0, 1)
+                          for m, risk in zip(methods, (0.01, 0.02, 0.03))])
+    _, ax = plt.subplots()
+    panels = plots.regime_panels(frame, ax=ax).child_axes
+    assert [tick.get_text() for tick in panels[0].get_yticklabels()] == ["b", "c"]  # a has no row in the crisis, where c comes first
+    means = [[bar.lines[0].get_xdata()[0] for bar in panel.containers] for panel in panels]
+    assert means[0] == pytest.approx([2, 3]) and means[1] == pytest.approx([2, 1])

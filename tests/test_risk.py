@@ -105,6 +105,11 @@ def test_a_tail_of_less_than_one_path_is_the_worst_loss(beyond, dtype):
         assert (lowest <= cvar(loss - w * hedge, alpha) + 1e-5).all()
 
 
+def test_of_a_tail_within_one_path_no_error_is_told():
+    loss = torch.arange(50.0)
+    assert cvar_error(loss, 0.99).isnan() and cvar_error(loss, 0.95) > 0 and cvar_error(torch.arange(10.0), 0.9) >= 0
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
 def test_whole_numbers_are_losses(dtype):
     ten = torch.arange(10, dtype=dtype)

@@ -517,6 +517,16 @@ def test_results_are_published_whole_and_an_edited_file_is_refused(tmp_path):
         rooms.published(book, "other")
 
 
+def test_runs_of_two_protocols_are_not_gathered_as_one_arm(tmp_path):
+    for seed, width in ((0, 32), (1, 64)):
+        asked = {**CONFIG, "seed": seed, "width": width}
+        run = Run.of(tmp_path / "runs", asked).start(asked)
+        run.resume()
+        run.finish({"cvar95": 1.0})
+    with pytest.raises(ValueError, match="runs of irm: expected one protocol, got .*, .*; say which by protocol"):
+        collect(tmp_path / "runs", ["irm"], [0, 1])
+
+
 def test_what_training_noted_of_itself_outlives_a_kill_after_it_and_no_new_beginning(tmp_path):
     run = Run.of(tmp_path / "runs", CONFIG).start(CONFIG)
     run.save_state(12, {"weight": torch.ones(2)})

@@ -477,7 +477,11 @@ def test_a_group_is_compared_with_the_single_members_of_its_own_seeds():
     ratios = np.exp(group_log_ratio(members, groups, "blind", "erm", "crisis", size=2))
     assert ratios.to_dict() == pytest.approx({0: 1.0, 2: 2.0})
     with pytest.raises(ValueError, match=r"erm must have every seed of a group, got none of \[4\]"):
-        group_log_ratio(members, groups, "blind", "erm", "crisis", size=3)
+        group_log_ratio(members, groups.assign(seed=[0, 3]), "blind", "erm", "crisis", size=3)
+    with pytest.raises(ValueError, match=r"groups of blind must share no seed, got first seeds \[0, 1\] in groups of 2"):
+        group_log_ratio(members, groups.assign(seed=[0, 1]), "blind", "erm", "crisis", size=2)
+    with pytest.raises(ValueError, match="is not finite"):
+        group_log_ratio(members, groups.assign(cvar95=[1.0, np.nan]), "blind", "erm", "crisis", size=2)
 
 
 def test_side_by_side_members_and_groups_stand_against_the_baseline_of_their_own_seeds():

@@ -125,5 +125,5 @@ def test_repeated_hedgers_are_counted_crisis_by_crisis():
     rows += [dict(method="delta", seed=0, environment=name, cvar95=5) for name in ("gfc", "covid", "bear_2022")]
     frame = pd.DataFrame(rows)
     said = repeated(frame, "erm", ["gfc", "covid", "bear_2022"])
-    assert said == "Of three such hedgers lose less than delta: all in covid, two in gfc and none in bear_2022."
-    assert repeated(frame, "erm", ["gfc"]) == "Of three such hedgers lose less than delta: two in gfc."
+    assert said == "Of three such hedgers all lose less than delta in covid; two in gfc; none in bear_2022."
+    assert repeated(frame, "erm", ["gfc"]) == "Of three such hedgers two lose less than delta in gfc."

@@ -14,7 +14,7 @@ import yaml
 
 from conftest import HANGS
 from hirm import training
-from hirm.batches import batches, exchange, policy_loss, random_labels, risk_unit
+from hirm.batches import batches, exchange, policy_loss, random_labels, risk_unit, validation_risk
 from hirm.config import SCALES, Config, judged_environments, training_environments
 from hirm.evaluation import relative_turnover
 from hirm.frictions import Liquidity, Proportional, Quadratic
@@ -573,6 +573,23 @@ def test_scales_name_the_protocol_of_record():
     paper = SCALES["paper"]
     assert (paper["pretrain"], paper["ramp"], paper["updates"], paper["n_paths"], paper["learning_rate"]) == (20_000, 10_000, 150_000, 128, 1e-4)
     assert SCALES["laptop"]["n_validation"] >= 100_000
+
+
+def test_an_entropic_risk_chooses_in_the_unit_in_which_it_trains():
+    low = ENVIRONMENTS["low"]
+    options = Config(method="erm", environments="low,medium", aversion=2.0, n_validation=4000)
+    losses = policy_loss(Delta(), common_episodes(low, 4000, "validation"))
+    unit = risk_unit(low, options)
+    assert 0.004 < unit < 0.008
+    wanted = unit * entropic(losses / unit, 2.0)
+    assert torch.allclose(validation_risk(losses, low, options), wanted) and not torch.allclose(entropic(losses, 2.0), wanted, rtol=0.1)
+    plain = dataclasses.replace(options, aversion=None)
+    assert validation_risk(losses, low, plain).equal(plain.risk(losses))  # to the bit: a CVaR needs no unit
+
+
+def test_a_unit_that_is_not_positive_is_refused():
+    with pytest.raises(ValueError, match="the unit of environment volmageddon must be clearly positive, got -.* write -p risk_unit spot, or a larger alpha"):
+        risk_unit(ENVIRONMENTS["volmageddon"], Config(method="erm", environments="low,medium", alpha=0.5))
 
 
 def test_without_cost_the_learned_hedge_of_black_scholes_is_delta(tmp_path, monkeypatch):
