@@ -338,6 +338,11 @@ def _recorded(path, name, asked):
     if "exclude" in fields:
         fields["exclude"] = tuple(tuple(days) for days in fields["exclude"])
     fields.setdefault("centered", asked["role"] == "train")  # no direction is to be learnt
+    if not isinstance(fields["centered"], bool):
+        refuse("centered must be true or false, without quotes", fields["centered"], "write it so, or drop it")
+    for field in ("low", "high"):
+        if field in fields and (isinstance(fields[field], bool) or not isinstance(fields[field], (int, float))):
+            refuse(f"{field} must be a number, a bound of the annualised vol", fields[field], "18 % is 0.18")
     market = Windows(str(file), **fields)
     own = {field: str(asked[field]) for field in ("family", "source") if field in asked}
     return Environment(name, asked["role"], market, Proportional(float(spread)), n_steps=market.n_steps, **own)

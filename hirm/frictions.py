@@ -15,11 +15,12 @@ from torch import Tensor
 from .markets import Paths
 
 # %% ../nbs/04_frictions.ipynb #95ba17b9
-def _check(name: str, value: float | tuple[float, ...], cure: str, positive: bool = False):
-    "Refuses a negative, infinite or NaN parameter (or zero, where it must be positive)."
+def _check(name: str, value: float | tuple[float, ...], cure: str, positive: bool = False, below: float = math.inf):
+    "Refuses a negative, infinite or NaN parameter (or zero, where it must be positive), and one that is as large as `below`."
+    limit = "finite" if below == math.inf else f"below {below:g}"
     for number in value if isinstance(value, tuple) else (value,):
-        if not (number > 0 if positive else number >= 0) or math.isinf(number):
-            raise ValueError(f"{name} must be {'positive' if positive else 'at least 0'} and finite, got {value}; {cure}")
+        if not (number > 0 if positive else number >= 0) or not number < below:
+            raise ValueError(f"{name} must be {'positive' if positive else 'at least 0'} and {limit}, got {value}; {cure}")
 
 # %% ../nbs/04_frictions.ipynb #f9effd25
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Proportional(Friction):
     rate: float | tuple[float, ...]  # fraction of the price, one or one per instrument; 1 bp is 1e-4
 
     def __post_init__(self):
-        _check("rate", self.rate, "a half-spread of 2 bp is 2e-4")
+        _check("rate", self.rate, "a half-spread of 2 bp is 2e-4", below=1)
 
     def half_spread(self, paths: Paths, like: Tensor) -> Tensor:
         "The rate itself, at every date."
@@ -97,7 +98,7 @@ class Liquidity(Friction):
     exponent: float = 1.0  # 1: in proportion to variance; 0.5: in proportion to vol
 
     def __post_init__(self):
-        _check("rate", self.rate, "a half-spread of 10 bp is 1e-3")
+        _check("rate", self.rate, "a half-spread of 10 bp is 1e-3", below=1)
         _check("reference_vol", self.reference_vol, "a calm year's 18 % is 0.18", positive=True)
         _check("exponent", self.exponent, "1.0 widens in proportion to variance")
 

@@ -31,12 +31,14 @@ def _number(
     value: float, # of the parameter
     cure: str = "annualised decimals are meant: 20 % vol is 0.2, its variance 0.04", # what to write instead
     positive: bool = False, # refuse zero too
+    most: float = math.inf, # beyond which a unit was mistaken
 ) -> None:
-    "Refuse a parameter that is not a finite number, zero or positive."
-    finite = isinstance(value, (int, float)) and math.isfinite(value)
-    in_range = finite and (value > 0 or (value == 0 and not positive))
+    "Refuse a parameter that is not a finite number, zero or positive, or that only another unit explains."
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    in_range = is_number and (value > 0 or (value == 0 and not positive)) and value <= most
     sign = "positive" if positive else "not negative"
-    _require(in_range, f"{name} must be finite and {sign}", value, cure)
+    limit = "" if most == math.inf else f", {most:g} at most"
+    _require(in_range, f"{name} must be finite and {sign}{limit}", value, cure)
 
 
 def _correlation(
@@ -281,7 +283,7 @@ class GBM(Market):
     "Black-Scholes: constant vol, stepped by its exact lognormal law."
     vol: float # annualised
 
-    def __post_init__(self): _number("vol", self.vol)
+    def __post_init__(self): _number("vol", self.vol, most=5)
 
     def expected_variance(self, variance: Tensor, tau: Tensor | float) -> Tensor:
         "Average variance over the next tau years: the constant."
@@ -318,7 +320,7 @@ class Heston(Market):
     rho: float # correlation of spot and variance
 
     def __post_init__(self):
-        _number("v0", self.v0)
+        _number("v0", self.v0, most=25)
         for name in ("kappa", "theta", "xi"):
             _number(name, getattr(self, name), "annualised decimals are meant, and zero is a limit: 1e-9 is as good", positive=True)
         _correlation(self.rho)

@@ -139,9 +139,10 @@ def test_rebalancing_cost_follows_leland():
 
 
 @pytest.mark.parametrize("build, message", [
-    (lambda: Proportional(-1e-4), "rate must be at least 0 and finite, got -0.0001; a half-spread of 2 bp is 2e-4"),
+    (lambda: Proportional(-1e-4), "rate must be at least 0 and below 1, got -0.0001; a half-spread of 2 bp is 2e-4"),
     (lambda: Proportional((1e-4, -1e-4)), "rate must be at least 0"),
-    (lambda: Proportional(math.nan), "rate must be at least 0 and finite, got nan"),
+    (lambda: Proportional(2), "rate must be at least 0 and below 1, got 2; a half-spread of 2 bp is 2e-4"), (lambda: Liquidity(10, 0.2), "below 1, got 10; a half-spread of 10 bp"),
+    (lambda: Proportional(math.nan), "rate must be at least 0 and below 1, got nan"),
     (lambda: Quadratic(math.inf), "rate must be at least 0 and finite, got inf"),
     (lambda: Liquidity(-1.0, 0.2), "rate must be at least 0"),
     (lambda: Liquidity(1e-3, 0.0), "reference_vol must be positive and finite, got 0.0; a calm year's 18 % is 0.18"),

@@ -337,10 +337,11 @@ NAN = float("nan")
 
 
 @pytest.mark.parametrize("build, message", (
-    (lambda: GBM(-0.2), "vol must be finite and not negative, got -0.2"),
-    (lambda: GBM(NAN), "vol must be finite and not negative, got nan"),
-    (lambda: GBM("0.2"), "vol must be finite and not negative, got 0.2"),
-    (lambda: Heston(-0.04, 1, 0.04, 1, 0), "v0 must be finite and not negative, got -0.04"),
+    (lambda: GBM(-0.2), "vol must be finite and not negative, 5 at most, got -0.2"),
+    (lambda: GBM(20), "vol must be finite and not negative, 5 at most, got 20; annualised decimals are meant: 20 % vol is 0.2"), (lambda: GBM(True), "got True"),
+    (lambda: GBM(NAN), "vol must be finite and not negative, 5 at most, got nan"),
+    (lambda: GBM("0.2"), "vol must be finite and not negative, 5 at most, got 0.2"),
+    (lambda: Heston(-0.04, 1, 0.04, 1, 0), "v0 must be finite and not negative, 25 at most, got -0.04"),
     (lambda: Heston(0.04, -1, 0.04, 1, 0), "kappa must be finite and positive, got -1"),
     (lambda: Heston(0.04, 1, -0.04, 1, 0), "theta must be finite and positive, got -0.04"),
     (lambda: Heston(0.04, 1, 0.04, -1, 0), "xi must be finite and positive, got -1"),

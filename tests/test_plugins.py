@@ -249,7 +249,10 @@ def test_recorded_environments_of_ones_own(registries, tmp_path):
     ("- a", "must hold environments by name, got list"), ("a: [", "must be YAML, got"), ("a: 3", "environment 'a': must have fields, got 3"),
     ("a: {file: tulips.csv, role: test}", "half_spread must be given"), ("a: {file: tulips.csv, role: test, half_spread: 10}", "half_spread must be a fraction .* got 10; 10 bp is 0.001"),
     ("a: {file: wool.csv, role: test, half_spread: 0.001}", "file must be a CSV beside the YAML, got 'wool.csv'"), ("a: {file: tulips.csv, role: tset, half_spread: 0.001}", "role must be train, validate or test"),
-    ("a: {file: tulips.csv, role: test, half_spread: 0.001, begin: 2001-01-01}", "fields are file, .* got 'begin'"), ("low: {file: tulips.csv, role: test, half_spread: 0.001}", "environment 'low' is there already"),
+    ("a: {file: tulips.csv, role: test, half_spread: 0.001, begin: 2001-01-01}", "fields are file, .* got 'begin'"),
+    ("a: {file: tulips.csv, role: test, half_spread: 0.001, centered: 'false'}", "centered must be true or false, without quotes, got 'false'"),
+    ("a: {file: tulips.csv, role: train, half_spread: 0.001, low: '0.1'}", "low must be a number, a bound of the annualised vol, got '0.1'; 18 % is 0.18"),
+    ("low: {file: tulips.csv, role: test, half_spread: 0.001}", "environment 'low' is there already"),
 ])
 def test_a_file_of_environments_that_is_wrong_is_refused(load, tmp_path, text, message):
     write_parts(tmp_path)
