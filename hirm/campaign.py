@@ -128,7 +128,7 @@ ON_A_GPU = 10  # there, where ten take about twice as long as one
 @dataclass(frozen=True)
 class Job:
     "Seeds of one arm that are trained by one papermill line."
-    campaign: str  # whose notebooks and results they join
+    campaign: str  # whose runs they are, or one of its portions'
     table: str  # of the results, in which they are gathered
     cell: str  # what they share with the runs that they are compared with
     arm: str  # what they are called in the results
