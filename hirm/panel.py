@@ -293,7 +293,8 @@ def _write(panel: Panel, experiment: str, frames: Mapping[str, pd.DataFrame]) ->
     asked = {name: getattr(panel, name) for name in defaults if name not in ("out", "device")}
     given = []
     for name, value in asked.items():
-        if value != defaults[name]:
+        elsewhere = name == "runs" and Path(value).is_absolute()  # a path of this machine has no place in a record
+        if value != defaults[name] and not elsewhere:
             option = "-r" if name == "protocols" else "-p"  # papermill takes 00123456 for a number, and 1234e567 for infinity
             given.append(f"{option} {name} {str(value)!r}")
     kept = {name: frame for name, frame in frames.items() if not frame.empty}
