@@ -266,7 +266,7 @@ def test_two_protocols_of_one_method_are_refused_until_one_is_named(altered, tmp
     shutil.copytree(here, other := here.with_name("irm-s1-0123abcd"))
     (other / "config.yaml").write_text((other / "config.yaml").read_text().replace("clip: 1.0", "clip: 2.0"))
     asked_so(other)
-    with pytest.raises(ValueError, match="expected one protocol, got .*, which differ in clip; say which by -p protocols"): panel.records
+    with pytest.raises(ValueError, match="expected one protocol, got .*, which differ in clip; say which by -r protocols"): panel.records
     both = ",".join({path.name[-8:] for path in (tmp_path / "runs").glob("*-s0-*")})
     assert set(Panel(runs=str(tmp_path / "runs"), protocols=both).records) == {"erm", "irm"}
 

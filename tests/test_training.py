@@ -543,7 +543,7 @@ def test_every_member_of_a_sweep_has_its_own_companion(tmp_path):
 
 def test_policies_of_different_kinds_are_not_loaded_together(tmp_path):
     runs = train(config(tmp_path)) + train(config(tmp_path, realized_vol=False))
-    with pytest.raises(ValueError, match="share policy, features, width and instruments"):
+    with pytest.raises(ValueError, match="share policy, features, width, instruments"):
         load_policy(runs)
 
 
