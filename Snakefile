@@ -10,7 +10,7 @@
     snakemake -c2 tuned         IRM and V-REx at the weights that validation would choose, on other seeds
     snakemake -c2 phase2        the planted case: could invariance have been seen?
     snakemake -c2 phase2_doses  a portion of what stands beside its primary cell, published apart; so phase2_schedules, phase2_levels, …
-    snakemake -c2 ladder --config seeds=3 rungs=varied,jumps      other differences between the training environments
+    snakemake -c2 ladder        other differences between the training environments; ladder_varied, ladder_jumps, … a rung at a time
     snakemake -c2 cures         what a desk may do in place of IRM
     snakemake -c2 walk_forward  trained up to a year, judged on the five that follow, five times
     snakemake -c2 limits        Phase 1's answer at other strikes and lives

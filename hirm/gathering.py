@@ -4,19 +4,22 @@
 
 # %% auto #0
 __all__ = ['LEFT_OUT', 'PLANTED_COLUMN', 'SHOWN_VOLS', 'PROBED', 'LOOKED_AT', 'GRID', 'BY_WEIGHT', 'BY_CELL', 'CAMPAIGNS',
-           'runs_of', 'judged', 'diverged', 'seen', 'Campaign', 'jobs', 'gather', 'planted_results', 'planted_rows']
+           'runs_of', 'judged', 'diverged', 'seen', 'Campaign', 'jobs', 'gather', 'publications', 'published_rows',
+           'sources']
 
 # %% ../nbs/24_gathering.ipynb #a5323abe
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import yaml
 
-from .campaign import BESIDE, PRIMARY, Job, Look, Plan, chosen_weights, cures, erm_of_cures, ladder, learning, limits, main_job, phase1, phase1_looks, phase2, phase2_pilot, phase2_portion, swaps, walk
+from .campaign import PORTIONS, PRIMARY, Job, Look, Plan, chosen_weights, cures, erm_of_cures, ladder, learning, limits, main_job, phase1, phase1_looks, phase2, phase2_pilot, portion, swaps, walk
 from .config import HOME, Config, as_config, judged_environments
 from .diagnostics import diagnose, response, tells_column, tells_environment
 from .environments import Environment, nameable_environments
@@ -278,14 +281,14 @@ def _planted_scores(plan: Plan, runs: list[tuple[Job, Run]]) -> dict[str, pd.Dat
     return {"verdict": planted_verdict(primary, np.random.default_rng(0)).reset_index().round(8)}
 
 
-def _beside_the_claims(plan: Plan, runs: list[tuple[Job, Run]]) -> dict[str, pd.DataFrame]:
+def _looks_inside(plan: Plan, runs: list[tuple[Job, Run]]) -> dict[str, pd.DataFrame]:
     "What is published beside any judged runs of the planted case."
     return _insides(plan, runs) | _known(plan, runs)
 
 
 def _of_phase2(plan: Plan, runs: list[tuple[Job, Run]]) -> dict[str, pd.DataFrame]:
     "What is published beside the judged runs of Phase 2."
-    return _beside_the_claims(plan, runs) | _planted_tails(plan, runs) | _planted_scores(plan, runs)
+    return _looks_inside(plan, runs) | _planted_tails(plan, runs) | _planted_scores(plan, runs)
 
 # %% ../nbs/24_gathering.ipynb #1232f15d
 def _together(plan: Plan, runs: list[tuple[Job, Run]]) -> dict[str, pd.DataFrame]:
@@ -380,6 +383,11 @@ class Campaign:
     pages: tuple[str, ...] = ()  # of the book, made from the results at scale laptop
 
 
+def _portions(name: str, whole: Callable[[Plan], list[Job]], **rest) -> dict[str, Campaign]:
+    "A campaign for each portion of a larger one."
+    return {f"{name}_{part}": Campaign(partial(portion, whole, cells), **rest) for part, cells in PORTIONS[name].items()}
+
+
 BY_WEIGHT, BY_CELL = ("cell", "penalty_weight"), ("cell",)
 CAMPAIGNS = {
     "main_job": Campaign(main_job, tables=_hedgers, facts=("realized_vol",)),
@@ -388,8 +396,9 @@ CAMPAIGNS = {
     "phase1": Campaign(phase1, phase1_looks, _of_phase1, pages=("book/phase1.ipynb", "book/learning.ipynb", "nbs/index.ipynb")),
     "phase2_pilot": Campaign(phase2_pilot, facts=BY_WEIGHT),
     "phase2": Campaign(phase2, tables=_of_phase2, facts=BY_WEIGHT),
-    **{f"phase2_{portion}": Campaign(partial(phase2_portion, portion), tables=_beside_the_claims, facts=BY_WEIGHT) for portion in BESIDE},
+    **_portions("phase2", phase2, tables=_looks_inside, facts=BY_WEIGHT),
     "ladder": Campaign(ladder, facts=BY_WEIGHT),
+    **_portions("ladder", ladder, facts=BY_WEIGHT),
     "cures": Campaign(cures, tables=_of_cures, facts=BY_CELL),
     "walk_forward": Campaign(walk, tables=_walked, facts=BY_CELL),
     "limits": Campaign(limits, facts=BY_CELL),
@@ -436,17 +445,31 @@ def gather(
     return frames | CAMPAIGNS[campaign].tables(plan, runs), [run for _, run in runs]
 
 # %% ../nbs/24_gathering.ipynb #ddffb3cf
-def planted_results(
+def publications(
+    campaign: str,  # a key of PORTIONS
     name: str = "metrics",  # of a result file, without .csv
-) -> list[str]:  # folders, the claims' first
-    "Where Phase 2 is in print: the publication of its claims, and of each portion that has one of its own."
-    portions = [f"book/results/phase2_{portion}" for portion in BESIDE]
+) -> list[str]:  # folders, the whole's first
+    "Where a campaign is in print: the publication of the whole, and of each portion that has one of its own."
+    portions = [f"book/results/{campaign}_{part}" for part in PORTIONS[one_of("campaign of portions", campaign, PORTIONS)]]
     later = [folder for folder in portions if (project() / folder / f"{name}.csv").exists()]
-    return ["book/results/phase2", *later]
+    return [f"book/results/{campaign}", *later]
 
 
-def planted_rows(
+def published_rows(
+    campaign: str,  # a key of PORTIONS
     name: str,  # of a result file, without .csv
 ) -> pd.DataFrame:
-    "Rows of Phase 2, each cell from its portion, or from the publication of the claims where that has none."
-    return published_cells(planted_results(name), name)
+    "Rows of a campaign, each cell from its portion, or from the publication of the whole where that has none."
+    return published_cells(publications(campaign, name), name)
+
+
+def sources(
+    campaign: str,  # a key of PORTIONS
+) -> str:  # Markdown, for a page of the book
+    "Name every publication that a page of a campaign reads, with its runs, its command and its files."
+    lines = []
+    for folder in map(Path, publications(campaign)):
+        origin = json.loads((project() / folder / "provenance.json").read_text())
+        files = ", ".join(f"[{Path(name).stem}](results/{folder.name}/{name})" for name in origin["files"])
+        lines.append(f"- {len(origin['runs']):,} runs of commit {origin['commit']}, `{origin['command']}`: {files}")
+    return "\n".join(lines)

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SMALLEST', 'digits', 'p_value', 'bracketed', 'listed', 'crisis_table', 'case_table', 'dates_table', 'percent',
-           'validation_table', 'band_table', 'books_table', 'ratio_table', 'in_words', 'in_time', 'beaten', 'answer',
-           'repeated']
+           'validation_table', 'band_table', 'books_table', 'ratio_table', 'in_words', 'from_to', 'in_time', 'beaten',
+           'answer', 'repeated']
 
 # %% ../nbs/12_tables.ipynb #46a4bc0b
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -226,6 +226,14 @@ _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight"
 def in_words(n: int) -> str:
     """Return a number as a word up to twelve, in digits above."""
     return _NUMBERS[n] if 0 <= n < len(_NUMBERS) else str(n)
+
+
+def from_to(
+    counts: Iterable[int],  # at least one
+) -> str:
+    """Return how many there are of each: `ten` where all are alike, else `three to ten`."""
+    least, *_, most = 2 * sorted(counts)
+    return " to ".join(map(in_words, dict.fromkeys((least, most))))
 
 
 def in_time(

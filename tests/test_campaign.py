@@ -20,8 +20,8 @@ import pytest
 import yaml
 
 from conftest import ROOT
-from hirm.campaign import BESIDE, CHOSEN, Job, Plan, as_plan, words
-from hirm.gathering import BASELINES, CAMPAIGNS, diverged, jobs, judged, planted_results, planted_rows, runs_of
+from hirm.campaign import ABOVE, CHOSEN, PORTIONS, Job, Plan, as_plan, words
+from hirm.gathering import BASELINES, CAMPAIGNS, diverged, jobs, judged, publications, published_rows, runs_of, sources
 from hirm.config import as_config
 from hirm.history import CRISES
 from hirm.objectives import METHODS
@@ -99,7 +99,7 @@ REFUSED = {
     "sede=1": "unknown word of --config 'sede', did you mean 'seeds'?", "policies=band": "unknown word of --config 'policies'",
     "seeds=-3": "seeds must be a whole number from 1 to 1,000, got -3", "seeds=1.5": "seeds must be a whole number from 1 to 1,000, got 1.5",
     "seeds=1e6": "got 1000000.0", "seeds=True": "got True", "seeds=": "got None", "seeds=five": "got 'five'", "scale=nosuch": "unknown scale 'nosuch', did you mean 'smoke'?",
-    "cells=xyz": "unknown cell 'xyz', did you mean", "cells=mlp-seeing": "cells must name band-seeing", "methods=irm": "methods must name erm, with which the others are compared, got 'irm'; write erm,irm", "methods=term,erm": "unknown method of Phase 1 'term'", "cells=": "cells must be names", "rungs=xyz": "unknown rung 'xyz'", "cells=all,band-seeing": "unknown cell 'all'",
+    "cells=xyz": "unknown cell 'xyz', did you mean", "cells=mlp-seeing": "cells must name band-seeing", "methods=irm": "methods must name erm, with which the others are compared, got 'irm'; write erm,irm", "methods=term,erm": "unknown method of Phase 1 'term'", "cells=": "cells must be names", "cells=all,band-seeing": "unknown cell 'all'",
     "control_seeds=9": "control_seeds must be a whole number from 1 to 2, got 9", "primary_seeds=1": "primary_seeds must be a whole number from 2 to 1,000, got 1",
     "device=cpu; touch ran": "device must be cpu, cuda or cuda:<number>, got 'cpu; touch ran'", "device=gpu": "got 'gpu'",
 }
@@ -217,7 +217,7 @@ def arms_of(campaign, plan=Plan()):
 
 def test_every_arm_of_the_planted_case_has_its_permuted_twin_on_the_same_seeds():
     arms = arms_of("phase2")
-    assert {cell for cell, _ in arms} == {"primary", *chain.from_iterable(BESIDE.values())}
+    assert {cell for cell, _ in arms} == {"primary", *chain.from_iterable(PORTIONS["phase2"].values())}
     assert arms.pop(("primary", "oracle")) == list(range(10))
     assert arms.pop(("primary", "erm_blind")) == list(range(30))
     for arm in ("erm_reg", "erm_blind", "oracle"): assert arms.pop(("levels", arm)) == list(range(10))
@@ -230,10 +230,16 @@ def test_every_arm_of_the_planted_case_has_its_permuted_twin_on_the_same_seeds()
 
 def test_what_stands_beside_the_primary_cell_of_the_planted_case_can_be_run_and_published_in_portions():
     whole = jobs("phase2", Plan())
-    portions = [job for portion in BESIDE for job in jobs(f"phase2_{portion}", Plan())]
+    portions = [job for portion in PORTIONS["phase2"] for job in jobs(f"phase2_{portion}", Plan())]
     assert sorted(job.name for job in portions) == sorted(job.name for job in whole if job.cell != "primary")
     assert all(job in whole for job in portions)  # the same runs, so one finds what the other has made
     assert {job.cell for job in jobs("phase2_doses", Plan())} == {"dose_0", "dose_0.1", "dose_0.4"}
+
+
+def test_the_ladder_is_climbed_a_rung_at_a_time_or_whole():
+    whole, rungs = jobs("ladder", Plan()), {rung: jobs(f"ladder_{rung}", Plan()) for rung in ABOVE}
+    assert [job for rows in rungs.values() for job in rows] == whole
+    assert all({job.cell for job in rows} == {rung} for rung, rows in rungs.items())
 
 
 def test_a_cell_of_the_planted_case_differs_in_method_weight_and_labels_only():
@@ -284,8 +290,14 @@ def test_phase2_is_read_from_its_portions_where_they_are_in_print(tmp_path, monk
     put("phase2", metrics="cell,cvar95\nprimary,1\ndose_0,2\ndose_0,3\nlevels,4\n", known="cell,column\nlevels,5\n")
     put("phase2_doses", metrics="cell,cvar95\ndose_0,6\n")
     put("phase2_pilot", metrics="cell,cvar95\nprimary,7\n")
-    assert planted_results() == ["book/results/phase2", "book/results/phase2_doses"] and planted_results("known") == ["book/results/phase2"]
-    assert planted_rows("metrics").values.tolist() == [["primary", 1], ["levels", 4], ["dose_0", 6]]
+    assert publications("phase2") == ["book/results/phase2", "book/results/phase2_doses"] and publications("phase2", "known") == ["book/results/phase2"]
+    assert published_rows("phase2", "metrics").values.tolist() == [["primary", 1], ["levels", 4], ["dose_0", 6]]
+    for folder in ("phase2", "phase2_doses"):
+        facts = json.loads((tmp_path / "book" / "results" / folder / "provenance.json").read_text())
+        facts |= dict(commit="0123456789ab", command=f"snakemake -c2 {folder}", runs=dict.fromkeys(range(1200), ""))
+        (tmp_path / "book" / "results" / folder / "provenance.json").write_text(json.dumps(facts))
+    assert sources("phase2").splitlines()[1] == "- 1,200 runs of commit 0123456789ab, `snakemake -c2 phase2_doses`: [metrics](results/phase2_doses/metrics.csv)"
+    with pytest.raises(ValueError, match="unknown campaign of portions 'phase1'"): publications("phase1")
 
 
 def test_the_pilot_spends_seeds_that_no_other_campaign_uses():

@@ -130,7 +130,7 @@ def test_a_draw_of_one_is_too_few_for_a_method_that_compares():
         asked(method="irm", draw=1)
 
 
-def test_each_rung_has_every_method_its_twin_and_two_rivals_and_can_be_asked_for_alone():
+def test_each_rung_has_every_method_its_twin_and_two_rivals():
     rows = jobs("ladder", as_plan(dict(seeds=3)))
     methods = {"erm", "irm", "hirm", "vrex", "groupdro"}
     for rung in ABOVE:
@@ -138,7 +138,3 @@ def test_each_rung_has_every_method_its_twin_and_two_rivals_and_can_be_asked_for
         assert arms == methods | {f"{method}_permuted" for method in methods} | {"erm_reg", "erm_blind"}
         assert all(job.asked["environments"] == ",".join(RUNGS[rung]) and job.n_seeds == 3 for job in rows if job.cell == rung)
         assert all(job.asked.get("draw") == (5 if rung == "many" else None) for job in rows if job.cell == rung)
-    few = jobs("ladder", as_plan(dict(seeds=3, rungs="varied, many")))
-    assert {job.cell for job in few} == {"varied", "many"}
-    with pytest.raises(ValueError, match="unknown rung 'varid', did you mean 'varied'"):
-        as_plan(dict(rungs="varid"))

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from hirm.history import Windows
-from hirm.tables import (answer, band_table, beaten, books_table, bracketed, dates_table, digits, in_time, in_words, listed, p_value, ratio_table, repeated,
+from hirm.tables import (answer, band_table, beaten, books_table, bracketed, dates_table, digits, from_to, in_time, in_words, listed, p_value, ratio_table, repeated,
                          validation_table)
 
 
@@ -83,6 +83,10 @@ def test_no_sentence_without_numbers():
 
 def test_numbers_in_words():
     assert [in_words(n) for n in (0, 1, 12, 13)] == ["no", "one", "twelve", "13"]
+
+
+def test_how_many_of_each_is_one_number_where_all_are_alike():
+    assert [from_to(counts) for counts in ([3], [10, 3, 5], iter([10, 10]), [30, 12])] == ["three", "three to ten", "ten", "twelve to 30"]
 
 
 # ---- what a hedger does, and when ------------------------------------------------------------------------------------------------
