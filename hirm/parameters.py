@@ -19,7 +19,7 @@ import sysconfig
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
-from functools import cached_property
+from functools import cache, cached_property, partial, partialmethod
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType, NoneType
 from typing import get_args
@@ -269,19 +269,32 @@ def _class(thing, within):
     written = {}
     for name, value in vars(thing).items():
         generated = is_dataclass(thing) and name in ("__init__", "__repr__", "__eq__", "__hash__")
-        inner = [getattr(value, wrapped, None) for wrapped in ("__wrapped__", "fget", "func")]  # of a class method, a property, a cached one
-        value = next((one for one in inner if isinstance(one, FunctionType)), value)
-        if not generated and (isinstance(value, FunctionType) or not name.startswith("__") and _constant(value)):
+        value = _unwrapped(value)
+        if not generated and (isinstance(value, FunctionType) or not name.startswith("__") and _counts(name, value)):
             written[name] = value
     return "class", thing.__qualname__, _contents(thing.__bases__, within), _contents(written, within)
 
 
+def _unwrapped(value):
+    "The function in a class method, a property or a cached function; anything else as it is."
+    wrapped = (staticmethod, classmethod, property, cached_property, type(cache(abs)))
+    if not isinstance(value, wrapped):
+        return value
+    inside = [getattr(value, name, None) for name in ("__wrapped__", "fget", "func")]
+    return next((one for one in inside if isinstance(one, FunctionType)), value)
+
+
 def _function(thing, within):
     "A function of a user's own: its code, its defaults, and the constants and functions that it uses."
-    closed = [cell.cell_contents for cell in thing.__closure__ or ()]
-    known = {name: thing.__globals__.get(name) for name in _loaded(thing.__code__)}
-    used = {name: value for name, value in known.items() if _constant(value)}
+    closed = [_unwrapped(cell.cell_contents) for cell in thing.__closure__ or ()]
+    known = {name: _unwrapped(thing.__globals__.get(name)) for name in _loaded(thing.__code__)}
+    used = {name: value for name, value in known.items() if _counts(name, value)}
     return "function", _contents([thing.__code__, thing.__defaults__, thing.__kwdefaults__, closed, used], within)
+
+
+def _counts(name, value):
+    "Whether a global or an attribute of a class says what is calculated; a list or a mapping does if it is named as a constant is."
+    return _constant(value) or name.isupper() and _table(value)
 
 
 def _constant(value):
@@ -290,7 +303,18 @@ def _constant(value):
         return True
     if is_dataclass(value):
         return value.__dataclass_params__.frozen
+    if isinstance(value, (partial, partialmethod)):
+        return all(map(_constant, (value.func, *value.args, *value.keywords.values())))
     return isinstance(value, (tuple, frozenset)) and all(map(_constant, value))
+
+
+def _table(value):
+    "Whether lists and mappings hold plain data alone."
+    if isinstance(value, Mapping):
+        return all(map(_table, (*value.keys(), *value.values())))
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return all(map(_table, value))
+    return value is None or isinstance(value, _PLAIN)
 
 
 _PLAIN = (bool, int, float, str, bytes, Tensor, np.ndarray, np.generic, type, FunctionType, ModuleType)
@@ -307,8 +331,8 @@ def _loaded(code):
 
 def _code(code, within):
     "What a piece of code does: its instructions, constants and names; neither where it stands nor its docstring."
-    first = code.co_consts[0] if code.co_consts else None  # a text that stands first is the docstring
-    constants = [one for one in code.co_consts if not isinstance(one, str) or one is not first]
+    read = {step.arg for step in dis.get_instructions(code) if step.opcode in dis.hasconst}
+    constants = [one for place, one in enumerate(code.co_consts) if place in read or not isinstance(one, str)]  # a text that is never read is the docstring
     names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
     return code.co_code.hex(), _contents(constants, within), names
 

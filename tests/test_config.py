@@ -406,6 +406,40 @@ def test_contents_are_the_same_in_every_process_and_follow_what_is_calculated():
     assert found[0] == found[1] and found[0][0] == found[0][1] and len(set(found[0])) == 4
 
 
+PARTS = {  # what a user's function may rest on, and what changes in it
+    "generator": ("thing = lambda x: sum(text == {} for text in x)", "'a'", "'b'"),
+    "told in its own words": ("def thing(x):\n    {}\n    return {}", "'a'", "'b'"),
+    "decorator": ("def twice(f):\n    @wraps(f)\n    def g(x): return {} * f(x)\n    return g\n@twice\ndef thing(x): return x", 2, 3),
+    "decorated method": ("def twice(f):\n    @wraps(f)\n    def g(self): return {} * f(self)\n    return g\nclass thing:\n    @twice\n    def cost(self): return 1", 2, 3),
+    "cached helper": ("@cache\ndef helper(x): return {} * x\nthing = lambda x: helper(x)", 2, 3),
+    "cached in a closure": ("def made():\n    @cache\n    def helper(x): return {} * x\n    return lambda x: helper(x)\nthing = made()", 2, 3),
+    "partial helper": ("def helper(a, x): return a * x\nhalf = partial(helper, {})\nthing = lambda x: half(x)", 2, 3),
+    "partial method": ("def helper(self, a): return a\nclass thing: cost = partialmethod(helper, {})", 2, 3),
+    "table": ("RATES = dict(low={}, high=[1.0])\nthing = lambda x: RATES[x]", 0.1, 0.2),
+    "table of a class": ("class thing:\n    RATES = [{}]\n    def cost(self): return self.RATES", 0.1, 0.2),
+    "list": ("KNOTS = [0.0, [{}]]\nthing = lambda x: KNOTS[x]", 0.1, 0.2),
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_whatever_a_function_of_ones_own_rests_on_makes_it_another(part):
+    text, one, other = PARTS[part]
+
+    def made(value):
+        room = {"__name__": "my_parts"}
+        exec("from functools import cache, partial, partialmethod, wraps\n" + text.replace("{}", str(value)), room)
+        return fingerprint(room["thing"])
+    assert made(one) == made(one) != made(other)
+
+
+def test_what_a_function_only_remembers_does_not_make_it_another():
+    room = {"__name__": "my_parts"}
+    exec("seen = {}\ndef thing(x):\n    'words'\n    seen[x] = x\n    return x", room)
+    before = fingerprint(room["thing"])
+    room["thing"](1)
+    assert room["seen"] and fingerprint(room["thing"]) == before
+
+
 def test_what_has_no_contents_is_refused():
     with pytest.raises(TypeError, match="must have contents that can be told, got .* make it a dataclass"):
         fingerprint(open(os.devnull))
