@@ -471,5 +471,6 @@ def sources(
     for folder in map(Path, publications(campaign)):
         origin = json.loads((project() / folder / "provenance.json").read_text())
         files = ", ".join(f"[{Path(name).stem}](results/{folder.name}/{name})" for name in origin["files"])
-        lines.append(f"- {len(origin['runs']):,} runs of commit {origin['commit']}, `{origin['command']}`: {files}")
+        changed = " with changes" if origin["dirty"] else ""
+        lines.append(f"- {len(origin['runs']):,} runs of commit {origin['commit']}{changed}, `{origin['command']}`: {files}")
     return "\n".join(lines)

@@ -12,16 +12,18 @@ import dis
 import difflib
 import hashlib
 import importlib.util
+import inspect
 import math
 import re
 import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
+from enum import Enum
 from functools import cache, cached_property, partial, partialmethod
 from pathlib import Path
-from types import CodeType, FunctionType, ModuleType, NoneType
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType, NoneType
 from typing import get_args
 
 import numpy as np
@@ -178,6 +180,7 @@ def _contents(thing, within):
         return thing
     if isinstance(thing, (int, float, np.generic)):
         return _number(thing)
+    thing = _unwrapped(thing)
     if isinstance(thing, (Tensor, np.ndarray)) and not getattr(thing.dtype, "hasobject", False):
         return _array(thing)
     for depth, holder in enumerate(within):
@@ -186,14 +189,14 @@ def _contents(thing, within):
     within = (*within, thing)
     if isinstance(thing, Mapping):
         items = ((repr(_contents(key, within)), _contents(value, within)) for key, value in thing.items())
-        return "mapping", sorted(items)
+        return "mapping", sorted(items, key=lambda item: (item[0], repr(item[1])))
     if isinstance(thing, (set, frozenset)):
         return "set", sorted(repr(_contents(one, within)) for one in thing)
     if isinstance(thing, (list, tuple, np.ndarray)):
         return "list", [_contents(one, within) for one in thing]
     if isinstance(thing, CodeType):
         return _code(thing, within)
-    if isinstance(thing, (type, FunctionType, ModuleType)):
+    if isinstance(thing, (type, FunctionType, BuiltinFunctionType, np.ufunc, ModuleType)):
         return _named(thing, within)
     return _object(thing, within)
 
@@ -242,12 +245,12 @@ def _kept(thing):
     if isinstance(state, dict):
         remembered = {name for name in state if isinstance(getattr(type(thing), name, None), cached_property)}
         state = {name: value for name, value in state.items() if name not in remembered}
-    return build, [one for one in given if one is not type(thing)], state, [list(some) for some in items if some is not None]
+    return build, [one for one in given if one is not type(thing)], state or None, [list(some) for some in items if some is not None]
 
 # %% ../nbs/00_parameters.ipynb #06f00005
 def _installed(thing):
-    "Whether a function or class is this package's, Python's, or of another package that is installed."
-    module = getattr(thing, "__module__", None) or "builtins"
+    "Whether a function, class or module is this package's, Python's, or of another package that is installed."
+    module = thing.__name__ if isinstance(thing, ModuleType) else getattr(thing, "__module__", None) or "builtins"
     top = module.partition(".")[0]
     file = getattr(sys.modules.get(module), "__file__", None)
     if top == "hirm" or top in sys.stdlib_module_names:
@@ -257,44 +260,97 @@ def _installed(thing):
 
 def _named(thing, within):
     "A function or class by name, and a user's own also by its code."
-    if isinstance(thing, ModuleType):
-        return "module", thing.__name__
-    if _installed(thing):
+    if isinstance(thing, (ModuleType, np.ufunc)):
+        return type(thing).__name__, thing.__name__
+    if isinstance(thing, BuiltinFunctionType) or _installed(thing):
         return "name", f"{thing.__module__}.{thing.__qualname__}"
     return _class(thing, within) if isinstance(thing, type) else _function(thing, within)
 
 
+def _unwrapped(thing):
+    "The function in a class method, a property or a cached function; anything else as it is."
+    while isinstance(thing, _WRAPPED):
+        inside = [getattr(thing, name, None) for name in ("__wrapped__", "fget", "func")]
+        thing = next((one for one in inside if one is not None), None)
+    return thing
+
+
+_WRAPPED = (staticmethod, classmethod, property, cached_property, type(cache(abs)))
+
+
 def _class(thing, within):
     "A class of a user's own: its bases, its methods and its constants."
-    written = {}
-    for name, value in vars(thing).items():
-        generated = is_dataclass(thing) and name in ("__init__", "__repr__", "__eq__", "__hash__")
-        value = _unwrapped(value)
-        if not generated and (isinstance(value, FunctionType) or not name.startswith("__") and _counts(name, value)):
-            written[name] = value
+    generated = ("__init__", "__repr__", "__eq__", "__hash__") if "__dataclass_params__" in vars(thing) else ()
+    parts = {name: _unwrapped(value) for name, value in vars(thing).items()}
+    own = {name: part for name, part in parts.items() if isinstance(part, FunctionType) and not (name in generated and part.__code__.co_filename == "<string>")}
+    filled = {name for part in own.values() for code in _codes(part.__code__) for name in _filled(code)}
+    constants = {name: part for name, part in parts.items() if not name.startswith("__") and _counts(name, part, filled)}
+    written = constants | own
+    if issubclass(thing, Enum):
+        written |= {name: member.value for name, member in thing.__members__.items()}
+    if is_dataclass(thing):
+        usual = {field.name: field.default if field.default_factory is MISSING else field.default_factory for field in fields(thing)}
+        written |= {name: value for name, value in usual.items() if value is not MISSING and _constant(value)}
     return "class", thing.__qualname__, _contents(thing.__bases__, within), _contents(written, within)
 
-
-def _unwrapped(value):
-    "The function in a class method, a property or a cached function; anything else as it is."
-    wrapped = (staticmethod, classmethod, property, cached_property, type(cache(abs)))
-    if not isinstance(value, wrapped):
-        return value
-    inside = [getattr(value, name, None) for name in ("__wrapped__", "fget", "func")]
-    return next((one for one in inside if isinstance(one, FunctionType)), value)
-
-
+# %% ../nbs/00_parameters.ipynb #06f00016
 def _function(thing, within):
     "A function of a user's own: its code, its defaults, and the constants and functions that it uses."
-    closed = [_unwrapped(cell.cell_contents) for cell in thing.__closure__ or ()]
-    known = {name: _unwrapped(thing.__globals__.get(name)) for name in _loaded(thing.__code__)}
-    used = {name: value for name, value in known.items() if _counts(name, value)}
-    return "function", _contents([thing.__code__, thing.__defaults__, thing.__kwdefaults__, closed, used], within)
+    closed = [_in(cell) for cell in thing.__closure__ or ()]
+    parts = [thing.__code__, thing.__defaults__, thing.__kwdefaults__, closed, _used(thing)]
+    return "function", _contents(parts, within)
 
 
-def _counts(name, value):
-    "Whether a global or an attribute of a class says what is calculated; a list or a mapping does if it is named as a constant is."
-    return _constant(value) or name.isupper() and _table(value)
+def _in(cell):
+    "What a function closes over; nothing yet, where it is defined further down."
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return None
+
+
+def _used(function):
+    "The global constants and functions that a function reads, by name, those of a module of the user's own included."
+    codes = list(_codes(function.__code__))
+    steps = [step for code in codes for step in dis.get_instructions(code)]
+    known = {step.argval: function.__globals__.get(step.argval) for step in steps if step.opname == "LOAD_GLOBAL"}
+    modules = known | {step.argval: sys.modules.get(step.argval) for step in steps if step.opname == "IMPORT_NAME"}
+    attributes = {name for code in codes for name in code.co_names}
+    for name, module in modules.items():
+        if isinstance(module, ModuleType) and not _installed(module):
+            known |= {f"{name}.{part}": vars(module)[part] for part in attributes & vars(module).keys()}
+    filled = {name for code in codes for name in _filled(code)}
+    return {name: value for name, value in known.items() if _counts(name.rpartition(".")[2], value, filled)}
+
+
+def _codes(code):
+    "A piece of code, and those within it."
+    yield code
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _codes(inner)
+
+
+def _filled(code):
+    "Names of the lists and mappings that a piece of code changes: what it remembers, not what it rests on."
+    steps = list(dis.get_instructions(code))
+    for place, step in enumerate(steps):
+        if step.opname in ("STORE_SUBSCR", "DELETE_SUBSCR"):  # above the thing that is changed lies the key: go back until that is loaded
+            depth = 0
+            while depth < 1 and place > 1:
+                place -= 1
+                depth += dis.stack_effect(steps[place].opcode, steps[place].arg, jump=False)
+            yield steps[place - 1].argval
+        elif step.opname in ("LOAD_METHOD", "LOAD_ATTR") and step.argval in _CHANGING:
+            yield steps[place - 1].argval
+
+
+_CHANGING = ("add", "append", "clear", "extend", "insert", "pop", "popitem", "remove", "setdefault", "update")
+
+# %% ../nbs/00_parameters.ipynb #06f00018
+def _counts(name, value, filled):
+    "Whether a global or an attribute says what is calculated; a list or a mapping does if it is named as a constant is, and nothing is put into it."
+    return _constant(_unwrapped(value)) or name.isupper() and name not in filled and _table(value)
 
 
 def _constant(value):
@@ -304,37 +360,32 @@ def _constant(value):
     if is_dataclass(value):
         return value.__dataclass_params__.frozen
     if isinstance(value, (partial, partialmethod)):
-        return all(map(_constant, (value.func, *value.args, *value.keywords.values())))
+        return _constant(_unwrapped(value.func)) and all(one is None or _constant(one) or _table(one) for one in (*value.args, *value.keywords.values()))
     return isinstance(value, (tuple, frozenset)) and all(map(_constant, value))
 
 
 def _table(value):
-    "Whether lists and mappings hold plain data alone."
+    "Whether lists and mappings hold plain data alone: numbers, words and arrays, no parts that others register."
     if isinstance(value, Mapping):
         return all(map(_table, (*value.keys(), *value.values())))
     if isinstance(value, (list, tuple, set, frozenset)):
         return all(map(_table, value))
-    return value is None or isinstance(value, _PLAIN)
+    return value is None or isinstance(value, _DATA)
 
 
-_PLAIN = (bool, int, float, str, bytes, Tensor, np.ndarray, np.generic, type, FunctionType, ModuleType)
-
-
-def _loaded(code):
-    "Names of the globals that a piece of code reads, those of inner functions included."
-    names = {step.argval for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL"}
-    for inner in code.co_consts:
-        if isinstance(inner, CodeType):
-            names |= _loaded(inner)
-    return names
+_DATA = (bool, int, float, str, bytes, Tensor, np.ndarray, np.generic)
+_PLAIN = (*_DATA, Enum, np.ufunc, type, FunctionType, BuiltinFunctionType, ModuleType)
 
 
 def _code(code, within):
-    "What a piece of code does: its instructions, constants and names; neither where it stands nor its docstring."
-    read = {step.arg for step in dis.get_instructions(code) if step.opcode in dis.hasconst}
-    constants = [one for place, one in enumerate(code.co_consts) if place in read or not isinstance(one, str)]  # a text that is never read is the docstring
+    "What a piece of code does: its instructions with their constants, its names and its arguments; neither where it stands nor its docstring."
+    steps = [(step.opname, _contents(step.argval, within) if step.opcode in dis.hasconst else step.arg) for step in dis.get_instructions(code)]
     names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
-    return code.co_code.hex(), _contents(constants, within), names
+    taken = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags & _STARRED)
+    return steps, names, taken
+
+
+_STARRED = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS
 
 # %% ../nbs/00_parameters.ipynb #plg00002
 _LOADED: dict[str, tuple[str, dict[str, set[str]]]] = {}  # plugin -> fingerprint of its text; names that it registered, by kind

@@ -294,7 +294,7 @@ def test_phase2_is_read_from_its_portions_where_they_are_in_print(tmp_path, monk
     assert published_rows("phase2", "metrics").values.tolist() == [["primary", 1], ["levels", 4], ["dose_0", 6]]
     for folder in ("phase2", "phase2_doses"):
         facts = json.loads((tmp_path / "book" / "results" / folder / "provenance.json").read_text())
-        facts |= dict(commit="0123456789ab", command=f"snakemake -c2 {folder}", runs=dict.fromkeys(range(1200), ""))
+        facts |= dict(commit="0123456789ab", dirty=False, command=f"snakemake -c2 {folder}", runs=dict.fromkeys(range(1200), ""))
         (tmp_path / "book" / "results" / folder / "provenance.json").write_text(json.dumps(facts))
     assert sources("phase2").splitlines()[1] == "- 1,200 runs of commit 0123456789ab, `snakemake -c2 phase2_doses`: [metrics](results/phase2_doses/metrics.csv)"
     with pytest.raises(ValueError, match="unknown campaign of portions 'phase1'"): publications("phase1")

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from inspect import signature
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pandas as pd
@@ -406,18 +407,31 @@ def test_contents_are_the_same_in_every_process_and_follow_what_is_calculated():
     assert found[0] == found[1] and found[0][0] == found[0][1] and len(set(found[0])) == 4
 
 
-PARTS = {  # what a user's function may rest on, and what changes in it
+PARTS = {  # what a user's part may rest on, and what changes in it
     "generator": ("thing = lambda x: sum(text == {} for text in x)", "'a'", "'b'"),
     "told in its own words": ("def thing(x):\n    {}\n    return {}", "'a'", "'b'"),
     "decorator": ("def twice(f):\n    @wraps(f)\n    def g(x): return {} * f(x)\n    return g\n@twice\ndef thing(x): return x", 2, 3),
     "decorated method": ("def twice(f):\n    @wraps(f)\n    def g(self): return {} * f(self)\n    return g\nclass thing:\n    @twice\n    def cost(self): return 1", 2, 3),
+    "cached": ("@cache\ndef thing(x): return {} * x", 2, 3),
     "cached helper": ("@cache\ndef helper(x): return {} * x\nthing = lambda x: helper(x)", 2, 3),
     "cached in a closure": ("def made():\n    @cache\n    def helper(x): return {} * x\n    return lambda x: helper(x)\nthing = made()", 2, 3),
-    "partial helper": ("def helper(a, x): return a * x\nhalf = partial(helper, {})\nthing = lambda x: half(x)", 2, 3),
+    "cached in a field": ("@cache\ndef helper(x): return {} * x\n@dataclass(frozen=True)\nclass Part: f: object\nthing = Part(helper)", 2, 3),
+    "cached static method": ("class thing:\n    @staticmethod\n    @cache\n    def cost(x): return {} * x", 2, 3),
+    "partial helper": ("def helper(a, b, x): return a * x\nhalf = partial(helper, {}, None)\nthing = lambda x: half(x)", 2, 3),
     "partial method": ("def helper(self, a): return a\nclass thing: cost = partialmethod(helper, {})", 2, 3),
     "table": ("RATES = dict(low={}, high=[1.0])\nthing = lambda x: RATES[x]", 0.1, 0.2),
     "table of a class": ("class thing:\n    RATES = [{}]\n    def cost(self): return self.RATES", 0.1, 0.2),
-    "list": ("KNOTS = [0.0, [{}]]\nthing = lambda x: KNOTS[x]", 0.1, 0.2),
+    "table beside what is filled": ("KNOTS = [0.0, [{}]]\ndef thing(x):\n    x[0] = KNOTS[1]\n    return x", 0.1, 0.2),
+    "ufunc": ("act = {}\nthing = lambda x: act(x)", "np.exp", "np.log"),
+    "builtin": ("act = {}\nthing = lambda x: act(x)", "torch.relu", "torch.tanh"),
+    "builtin of another module": ("def thing(x, f={}): return f(x)", "math.sqrt", "cmath.sqrt"),
+    "own start of a dataclass": ("@dataclass\nclass Base:\n    r: float = 1.0\nclass thing(Base):\n    def __init__(self): self.r = {}", 2.0, 3.0),
+    "default factory": ("@dataclass\nclass thing: r: list = field(default_factory=lambda: [{}])", 2, 3),
+    "slot": ("@dataclass(slots=True)\nclass thing: r: float = {}", 2.0, 3.0),
+    "enum": ("class thing(Enum): A = {}", 2, 3),
+    "member of an enum": ("class Kind(Enum):\n    A = 1\n    B = 2\nkind = {}\nthing = lambda x: kind", "Kind.A", "Kind.B"),
+    "star": ("def thing({}): return sum(x)", "x", "*x"),
+    "star between": ("def thing({}): return a + b", "a, b", "a, *, b"),
 }
 
 
@@ -426,18 +440,45 @@ def test_whatever_a_function_of_ones_own_rests_on_makes_it_another(part):
     text, one, other = PARTS[part]
 
     def made(value):
-        room = {"__name__": "my_parts"}
-        exec("from functools import cache, partial, partialmethod, wraps\n" + text.replace("{}", str(value)), room)
-        return fingerprint(room["thing"])
+        return fingerprint(in_a_room(text.replace("{}", str(value)))["thing"])
     assert made(one) == made(one) != made(other)
 
 
-def test_what_a_function_only_remembers_does_not_make_it_another():
+def in_a_room(text):
+    "What a file of a user's own defines."
     room = {"__name__": "my_parts"}
-    exec("seen = {}\ndef thing(x):\n    'words'\n    seen[x] = x\n    return x", room)
+    head = "import cmath, math, torch\nimport numpy as np\nfrom dataclasses import dataclass, field\nfrom enum import Enum\nfrom functools import cache, cached_property, partial, partialmethod, wraps\n"
+    exec(head + text, room)
+    return room
+
+
+@pytest.mark.parametrize("text", [
+    "seen = {}\ndef thing(x):\n    seen[x] = x\n    return x", "_CACHE = {}\nKEY = 3\ndef thing(x):\n    _CACHE[max(x, KEY), 'a'] = torch.ones(3)\n    return x",
+    "SEEN = []\ndef thing(x):\n    SEEN.append(x)\n    return x", "SEEN = {}\ndef thing(x): return SEEN.setdefault(x, torch.ones(2))",
+    "class Part:\n    CACHE = {}\n    def __call__(self, x): self.CACHE[x] = x\nthing = Part()", "class Part:\n    @cached_property\n    def c(self): return 1\n    def __call__(self, x): return self.c\nthing = Part()",
+    "PARTS = dict(one=dict)\ndef thing(x): return len(PARTS)\ndef other(): PARTS['two'] = list", "@cache\ndef thing(x): return x",
+])
+def test_what_a_part_only_remembers_does_not_make_it_another(text):
+    room = in_a_room(text)
     before = fingerprint(room["thing"])
     room["thing"](1)
-    assert room["seen"] and fingerprint(room["thing"]) == before
+    room.get("other", int)()
+    assert fingerprint(room["thing"]) == before
+
+
+def test_a_docstring_may_be_added():
+    assert fingerprint(in_a_room("def thing(x): x.sort()")["thing"]) == fingerprint(in_a_room("def thing(x):\n    'Sort it.'\n    x.sort()")["thing"])
+
+
+@pytest.mark.parametrize("use", ["import helpers_of_mine\nthing = lambda x: helpers_of_mine.RATE * x", "import helpers_of_mine as h\nthing = lambda x: h.cost(x)",
+                                 "def thing(x):\n    from helpers_of_mine import RATE\n    return RATE * x"])
+def test_a_module_of_ones_own_counts_by_what_is_read_from_it(use, monkeypatch):
+    def made(rate, unread):
+        module = ModuleType("helpers_of_mine")
+        exec(f"RATE, UNREAD = {rate}, {unread}\ndef cost(x): return RATE * x", vars(module))
+        monkeypatch.setitem(sys.modules, "helpers_of_mine", module)
+        return fingerprint(in_a_room(use)["thing"])
+    assert made(2, 0) == made(2, 1) != made(3, 0)
 
 
 def test_what_has_no_contents_is_refused():
