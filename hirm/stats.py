@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['MIN_SEEDS', 'NOTHING', 'CRITERIA', 'PERMUTED', 'CONTROLS', 'PLANTED', 'pair', 'log_ratio', 'iqm',
            'probability_of_improvement', 'Claim', 'within', 'sign_flip', 'holm', 'pnl_difference', 'Criteria',
-           'degradation', 'verdict', 'apart', 'compare', 'block_interval', 'interval', 'label_effect',
+           'degradation', 'verdict', 'apart', 'compare', 'block_interval', 'interval', 'label_effect', 'label_effects',
            'group_log_ratio', 'side_by_side', 'dose_slope', 'regret', 'Planted', 'planted_verdict']
 
 # %% ../nbs/11_stats.ipynb #298e391f
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -388,6 +388,22 @@ def label_effect(
     table = pd.DataFrame.from_dict(rows, orient="index", columns=["estimate", "low", "high"])
     levels = {arm: _by_seed(frame, metric, arm, environment).mean() for arm in (method, baseline, twin, mixture)}
     return table.assign(**levels)
+
+
+def label_effects(
+    frames: Mapping[str, pd.DataFrame],  # tidy results by place, e.g. by rung
+    methods: Sequence[str],  # asked in every place
+    environment: str,        # where all arms were judged
+    *,
+    alpha: float = 0.025,
+) -> pd.DataFrame:           # index (place, method): Lambda's estimate, low, high; pays, costs
+    """What labels add in many places: each interval by itself, and whether it is still on one side of 1 when all of them are allowed for (Bonferroni)."""
+    looks = [(place, method) for place in frames for method in methods]
+    rows = {}
+    for place, method in looks:
+        single, among_all = (label_effect(frames[place], method, environment, alpha=a).loc["Lambda"] for a in (alpha, alpha / len(looks)))
+        rows[place, method] = single[["estimate", "low", "high"]].to_dict() | dict(pays=among_all["high"] < 1, costs=among_all["low"] > 1)
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 # %% ../nbs/11_stats.ipynb #grp00002
 def group_log_ratio(

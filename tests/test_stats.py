@@ -14,7 +14,7 @@ import scipy.stats as st
 
 from hirm.campaign import PENALTIES
 from hirm.stats import (CONTROLS, CRITERIA, PLANTED, apart, block_interval, compare, Criteria, degradation, dose_slope, group_log_ratio, holm,
-                        iqm, side_by_side, label_effect, log_ratio, pair, Planted, planted_verdict, pnl_difference, probability_of_improvement,
+                        iqm, side_by_side, label_effect, label_effects, log_ratio, pair, Planted, planted_verdict, pnl_difference, probability_of_improvement,
                         regret, sign_flip, verdict, within)
 
 ONE = replace(CRITERIA, methods=("irm",), ties=(), beats=())
@@ -392,6 +392,18 @@ def test_ratio_is_rho_times_lambda_and_the_levels_stand_beside():
     assert table.loc["Lambda", "estimate"] == pytest.approx(0.4 / 0.8, rel=0.03) and table.loc["rho", "estimate"] == pytest.approx(0.8, rel=0.03)
     exact = label_effect(arms(FOUR, noise=0), "irm", "turned").iloc[0]
     assert exact["irm"] / exact["erm"] == pytest.approx(0.4) and exact["irm_permuted"] / exact["erm_permuted"] == pytest.approx(0.8)
+
+
+def test_of_many_looks_each_is_held_to_all():
+    one, by_chance = arms(FOUR), arms(FOUR | dict(irm=3.85), n_seeds=10, seed=4)
+    alone = label_effects({"a": by_chance}, ["irm"], "turned")
+    assert alone.iloc[0][["pays", "costs"]].tolist() == [alone["high"].iloc[0] < 1, alone["low"].iloc[0] > 1]
+    assert alone.loc[("a", "irm"), ["estimate", "low", "high"]].tolist() == label_effect(by_chance, "irm", "turned").loc["Lambda", ["estimate", "low", "high"]].tolist()
+    many = label_effects({"one": one, **{f"place {i}": by_chance for i in range(19)}}, ["irm"], "turned")
+    assert len(many) == 20 and many.loc[("one", "irm"), "pays"] and not many["costs"].any()
+    strict = label_effect(by_chance, "irm", "turned", alpha=0.025 / 20).loc["Lambda"]
+    assert many.loc[("place 0", "irm"), "high"] == alone["high"].iloc[0] < 1 < strict["high"]  # what stands beside is the single interval
+    assert alone["pays"].iloc[0] and not many.loc[("place 0", "irm"), "pays"]
 
 
 def test_lambda_is_paired_by_seed():
