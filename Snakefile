@@ -6,7 +6,8 @@
     snakemake -c2 phase1 --config seeds=11      one seed more in every secondary cell, and nothing else
     snakemake -c2 phase1 --config primary_seeds=10 control_seeds=5      an interim look at the primary cell
     snakemake -c2 phase1 --config cells=band-seeing,band-blind      half of the cells, the primary one among them
-    snakemake -c2 phase1 --config scale=paper cells=band-seeing seeds=3 primary_seeds=3      the protocol of record, kept apart
+    snakemake -c2 phase1 --config scale=paper cells=band-seeing seeds=5 primary_seeds=5      the protocol of record, kept apart
+    snakemake -c2 phase1 --config scale=paper cells=band-seeing seeds=5 primary_seeds=5 methods=erm,vrex,groupdro      some of its methods, published apart
     snakemake -c2 tuned         IRM and V-REx at the weights that validation would choose, on other seeds
     snakemake -c2 phase2        the planted case: could invariance have been seen?
     snakemake -c2 phase2_doses  a portion of what stands beside its primary cell, published apart; so phase2_schedules, phase2_levels, …
@@ -30,6 +31,8 @@ from hirm.runs import publish
 PLAN = as_plan(config)
 JOBS = {campaign: {job.name: job for job in jobs(campaign, PLAN)} for campaign in CAMPAIGNS}
 LOOKS = {campaign: {look.name: look for look in CAMPAIGNS[campaign].looks(PLAN)} for campaign in CAMPAIGNS}
+PUBLISHED = {PLAN.published(campaign): campaign for campaign in CAMPAIGNS}  # by folder of the results
+MINUTES = 300 if PLAN.scale == "paper" else 60  # that a scheduler allows a job
 STARTED = {campaign: [job.name for job in sorted(rows.values(), key=lambda job: job.order)] for campaign, rows in JOBS.items()}
 
 # One torch thread per process. Freed memory is kept, not handed back and forth at every update.
@@ -45,12 +48,12 @@ def notebooks(campaign):
 
 
 def results(campaign):
-    return f"book/results/{PLAN.apart(campaign)}/provenance.json"
+    return f"book/results/{PLAN.published(campaign)}/provenance.json"
 
 
 def book(campaign):
-    "Made anew from results of the usual scale, where pages of it show them."
-    return f"book/_build/made_of_{campaign}" if CAMPAIGNS[campaign].pages and PLAN.scale == "laptop" else []
+    "Made anew from results of the usual scale and of every method, where pages of it show them."
+    return f"book/_build/made_of_{campaign}" if CAMPAIGNS[campaign].pages and PLAN.published(campaign) == campaign else []
 
 
 def job_of(wildcards):
@@ -69,6 +72,7 @@ wildcard_constraints:
     campaign="|".join(CAMPAIGNS),
     job=choice(JOBS),
     look=choice(LOOKS),
+    folder="|".join(map(re.escape, PUBLISHED)),
 
 
 for campaign in CAMPAIGNS:
@@ -85,7 +89,7 @@ rule train:
     params: asked=lambda wildcards: words(job_of(wildcards).parameters)
     priority: lambda wildcards: -STARTED[wildcards.campaign].index(wildcards.job)
     threads: 1
-    resources: mem_mb=4000, runtime=60
+    resources: mem_mb=4000, runtime=MINUTES
     shell: "papermill {input:q} {output:q} -y {params.asked:q} --no-progress-bar > {log:q} 2>&1"
            " || python -c 'import sys; from hirm.gathering import diverged; sys.exit(not diverged(sys.argv[1]))'"
            " {params.asked:q} >> {log:q} 2>&1"
@@ -98,17 +102,18 @@ rule look:
     log: f"runs/{PLAN.apart('{campaign}')}/logs/{{look}}.log"
     params: asked=lambda wildcards: words(look_of(wildcards).parameters)
     threads: 1
-    resources: mem_mb=4000, runtime=60
+    resources: mem_mb=4000, runtime=MINUTES
     shell: "papermill {input[0]:q} {output:q} -y {params.asked:q} --no-progress-bar > {log:q} 2>&1"
 
 
 rule results:
-    input: lambda wildcards: notebooks(wildcards.campaign)
-    output: results("{campaign}")
+    input: lambda wildcards: notebooks(PUBLISHED[wildcards.folder])
+    output: "book/results/{folder}/provenance.json"
     run:
         said = [f"{name}={value}" for name, value in config.items()]
-        command = shlex.join(["snakemake", "-c2", wildcards.campaign, *(["--config"] if said else []), *said])
-        publish(f"book/results/{PLAN.apart(wildcards.campaign)}", *gather(wildcards.campaign, PLAN), command)
+        campaign = PUBLISHED[wildcards.folder]
+        command = shlex.join(["snakemake", "-c2", campaign, *(["--config"] if said else []), *said])
+        publish(f"book/results/{wildcards.folder}", *gather(campaign, PLAN), command)
 
 
 rule book:

@@ -97,6 +97,11 @@ class Plan:
         return [method for method in FAMILY if self.methods == "all" or method in read_names("methods", self.methods)]
 
     @property
+    def choice(self) -> str:
+        "Ending of what belongs to a choice of Phase 1's methods; none for all of them."
+        return "" if self.family == list(FAMILY) else "_" + "-".join(self.family[:-1] or self.family)
+
+    @property
     def few(self) -> int:
         "Seeds of what is shown beside the comparison."
         return min(self.seeds, 5)
@@ -111,6 +116,12 @@ class Plan:
     ) -> str:  # the same for laptop, else with the scale
         "Keep the runs and the results of every other scale to themselves."
         return name if self.scale == "laptop" else f"{name}_{self.scale}"
+
+    def published(self,
+        campaign: str,
+    ) -> str:  # folder under book/results
+        "Where results go: those of a choice of methods never take the place of the comparison of all."
+        return self.apart(campaign) + (self.choice if campaign == "phase1" else "")
 
 # %% ../nbs/21_campaign.ipynb #c89cb6e0
 def as_plan(
@@ -525,16 +536,17 @@ class Look:
     cell: str
     asked: dict  # parameters of nbs/<page>.ipynb
     after: tuple[str, ...]  # names of the jobs that it needs
+    choice: str = ""  # of methods that it looks at, as the plan writes it
 
     @property
     def name(self) -> str:
         "Name of the executed notebook."
-        return f"{self.page}-{self.cell}"
+        return f"{self.page}-{self.cell}{self.choice}"
 
     @property
     def parameters(self) -> dict:
         "What papermill is given."
-        return self.asked | dict(out=f"{self.asked['runs']}/{self.page}/{self.cell}")
+        return self.asked | dict(out=f"{self.asked['runs']}/{self.page}/{self.cell}{self.choice}")
 
 
 SHOWN = "low,medium,high,crisis,crisis_jumps,crisis_liquidity,crisis_broken,gfc,volmageddon,covid,bear_2022"
@@ -547,10 +559,11 @@ def phase1_looks(plan: Plan) -> list[Look]:
     n_paths = plan.sizes["n_evaluation"]
     evaluated = dict(environments=SHOWN, n_paths=n_paths // 5)
     diagnosed = dict(n_paths=max(100, n_paths // 25))
+    chosen = dict(methods=",".join(plan.family)) if plan.choice else {}
     looks = []
     for cell in plan.chosen:
         after = tuple(job.name for job in first if job.cell == cell)
-        asked = CELLS[cell] | dict(seeds=seeds, runs=f"runs/{plan.apart('phase1')}")
-        looks.append(Look("phase1", "evaluate", cell, asked | evaluated, after))
-        looks.append(Look("phase1", "diagnose", cell, asked | diagnosed, after))
+        asked = CELLS[cell] | dict(seeds=seeds, runs=f"runs/{plan.apart('phase1')}") | chosen
+        looks.append(Look("phase1", "evaluate", cell, asked | evaluated, after, plan.choice))
+        looks.append(Look("phase1", "diagnose", cell, asked | diagnosed, after, plan.choice))
     return looks

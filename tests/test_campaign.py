@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from conftest import ROOT
-from hirm.campaign import ABOVE, CHOSEN, PORTIONS, Job, Plan, as_plan, words
+from hirm.campaign import ABOVE, CHOSEN, FAMILY, PORTIONS, Job, Plan, as_plan, words
 from hirm.gathering import BASELINES, CAMPAIGNS, diverged, jobs, judged, publications, published_rows, runs_of, sources
 from hirm.config import as_config
 from hirm.history import CRISES
@@ -80,6 +80,23 @@ def test_methods_that_are_not_asked_for_are_in_no_table_of_phase_1():
     assert {job.asked["method"] for job in jobs("phase1", plan)} == {"irm", "erm"}
     assert {job.arm for job in jobs("phase1", plan) if job.table == "controls"} == {"erm_again", "irm_permuted", "erm_permuted", "erm_early"}
     assert {job.arm for job in jobs("phase1", plan) if job.table == "weights"} == {"irm"}
+
+
+@pytest.mark.parametrize(("said", "folder"), [
+    ({}, "phase1"),
+    (dict(scale="paper"), "phase1_paper"),
+    (dict(scale="paper", methods="erm,vrex,groupdro"), "phase1_paper_vrex-groupdro"),
+    (dict(methods="groupdro,erm,vrex"), "phase1_vrex-groupdro"),  # in whatever order
+    (dict(methods="erm"), "phase1_erm"),
+    (dict(methods="erm,irm,hirm,vrex,groupdro,erm_reg"), "phase1"),  # all of them are no choice
+])
+def test_a_choice_of_methods_is_looked_at_and_published_apart_and_trained_with_all(said, folder):
+    plan = Plan(**said)
+    assert plan.published("phase1") == folder and plan.published("ladder") == plan.apart("ladder")
+    assert {job.asked["runs"].split("/")[1] for job in jobs("phase1", plan) if job.table == "metrics"} == {plan.apart("phase1")}
+    for look in CAMPAIGNS["phase1"].looks(plan):
+        assert look.name == f"{look.page}-{look.cell}{folder.removeprefix(plan.apart('phase1'))}" and look.parameters["out"].endswith(look.name.replace("-", "/", 1))
+        assert set(look.asked.get("methods", ",".join(FAMILY)).split(",")) == set(plan.family)
 
 
 def test_what_waits():
@@ -330,6 +347,15 @@ def notebook(project, name):
 def test_a_wrong_word_ends_the_campaign_before_its_first_job(command, project, said):
     done = command("snakemake", "-c1", "phase1", "--config", "scale=smoke", "seeds=2", said)
     assert done.returncode == 1 and REFUSED[said] in done.stdout and not (project / "ran").exists() and "rule train" not in done.stdout
+
+
+def test_a_choice_of_methods_makes_neither_the_results_of_all_nor_their_pages(command):
+    said = command("snakemake", "-n", "-c1", "phase1", "--config", "scale=smoke", "seeds=1", "methods=erm,vrex").stdout
+    assert "output: book/results/phase1_smoke_vrex/provenance.json" in said
+    said = command("snakemake", "-n", "-c1", "phase1", "--config", "seeds=1", "methods=erm,vrex").stdout
+    assert "output: book/results/phase1_vrex/provenance.json" in said and "made_of_phase1" not in said
+    said = command("snakemake", "-n", "-c1", "phase1", "--config", "seeds=1").stdout
+    assert "made_of_phase1" in said
 
 
 def test_killed_in_the_middle_it_says_how_to_go_on_and_does(ended):
