@@ -44,7 +44,8 @@ def notebook(campaign, name):
 
 
 def notebooks(campaign):
-    return [notebook(campaign, name) for name in (*JOBS[campaign], *LOOKS[campaign])]
+    "The executed notebooks of a campaign; a portion's are those of the whole, so that both may be asked for at once."
+    return [notebook(row.campaign, row.name) for row in (*JOBS[campaign].values(), *LOOKS[campaign].values())]
 
 
 def results(campaign):

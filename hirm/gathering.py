@@ -420,11 +420,10 @@ def jobs(
 
 def _refuse_missing(campaign: str, plan: Plan, runs: list[tuple[Job, Run]]) -> None:
     "Refuse to gather while a run is not finished, and say how it is made."
-    missing = {run.folder.name: job.name for job, run in runs if not run.done}
+    missing = {run.folder.name: f"runs/{plan.apart(job.campaign)}/notebooks/{job.name}.ipynb" for job, run in runs if not run.done}
     if not missing:
         return
-    folder = f"runs/{plan.apart(campaign)}/notebooks"
-    notebooks = " ".join(f"{folder}/{name}.ipynb" for name in dict.fromkeys(missing.values()))
+    notebooks = " ".join(dict.fromkeys(missing.values()))
     n_done = len(runs) - len(missing)
     raise FileNotFoundError(f"runs of {campaign}: expected {len(runs)} that are finished, got {n_done}; "
                             f"missing: {', '.join(missing)}; give the same command once more with --forcerun {notebooks}")

@@ -358,6 +358,17 @@ def test_a_choice_of_methods_makes_neither_the_results_of_all_nor_their_pages(co
     assert "made_of_phase1" in said
 
 
+def test_a_whole_and_its_portion_asked_for_at_once_train_nothing_twice(command):
+    said = command("snakemake", "-n", "-c1", "ladder", "ladder_jumps", "--config", "scale=smoke", "seeds=1").stdout
+    assert f"train {len(jobs('ladder', Plan(scale='smoke', seeds=1)))}" in " ".join(said.split())
+    assert "runs/ladder_smoke/notebooks/jumps-erm-s0-0.ipynb" in said and "ladder_jumps_smoke/notebooks" not in said
+
+
+@pytest.mark.parametrize("campaign", CAMPAIGNS)
+def test_the_runs_of_a_portion_are_those_of_the_whole(campaign):
+    assert all(job in jobs(job.campaign, Plan()) for job in jobs(campaign, Plan()))
+
+
 def test_killed_in_the_middle_it_says_how_to_go_on_and_does(ended):
     killed, locked, unlocked, end = ended
     assert killed.returncode == 128 + signal.SIGKILL and locked.returncode == 1 and "--unlock" in locked.stdout and unlocked.returncode == 0
