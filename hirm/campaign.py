@@ -34,13 +34,14 @@ CELLS = {  # hedgers that are compared with each other: of one kind, and seeing 
 PRIMARY = "band-seeing"  # carries the claims
 FAMILY = (*CRITERIA.methods, CRITERIA.baseline)  # methods of Phase 1, the baseline last
 ABOVE = tuple(rung for rung in RUNGS if rung != "levels")  # rungs of the ladder above Phase 1's
-PORTIONS = {  # of what is run and published in several goes: the cells of each
+PORTIONS = {  # of what is run and published in several goes: the cells of each, or a cell and one of its arms
     "phase2": {  # what stands beside its primary cell
         "doses": ("dose_0", "dose_0.1", "dose_0.4"),
         "schedules": ("three_phases", "long_ramp"),
         "levels": ("levels",),
         "sizes": ("large_batch", "markets_3", "markets_5"),
         "weights": ("weights",),
+        "oracle": (("primary", "oracle"),),
     },
     "ladder": {rung: (rung,) for rung in ABOVE},
 }
@@ -420,11 +421,11 @@ def ladder(plan: Plan) -> list[Job]:
 
 def portion(
     whole: Callable[[Plan], list[Job]],  # a campaign's jobs
-    cells: Collection[str],  # of the portion, a value of PORTIONS
+    cells: Collection[str | tuple[str, str]],  # of the portion, a value of PORTIONS
     plan: Plan,
 ) -> list[Job]:
-    "The jobs of some cells of a larger campaign."
-    return [job for job in whole(plan) if job.cell in cells]
+    "The jobs of some cells, or of an arm of one, of a larger campaign."
+    return [job for job in whole(plan) if job.cell in cells or (job.cell, job.arm) in cells]
 
 # %% ../nbs/21_campaign.ipynb #c03197e5
 TOGETHER = 3  # members of which the main job makes one hedger

@@ -458,7 +458,7 @@ def published_rows(
     campaign: str,  # a key of PORTIONS
     name: str,  # of a result file, without .csv
 ) -> pd.DataFrame:
-    "Rows of a campaign, each cell from its portion, or from the publication of the whole where that has none."
+    "Rows of a campaign, each method of a cell from its portion, or from the publication of the whole where that has none."
     return published_cells(publications(campaign, name), name)
 
 

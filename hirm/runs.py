@@ -869,12 +869,14 @@ def published(
 
 def published_cells(
     folders: Sequence[str | Path],  # book/results/<phase>, a later one in place of an earlier
-    name: str,  # of the file, without .csv
+    name: str,  # of the file, without .csv; its rows have a cell, and most a method
 ) -> pd.DataFrame:
-    "Reads a result file from several folders, the rows of each cell from the last that has it."
+    "Reads a result file from several folders, the rows of each method in each cell from the last that has them."
     rows = published(folders[0], name)
     for folder in folders[1:]:
         newer = published(folder, name)
-        rows = pd.concat([rows[~rows["cell"].isin(newer["cell"])], newer], ignore_index=True)
+        arm = [column for column in ("cell", "method") if column in newer]
+        stale = pd.MultiIndex.from_frame(rows[arm]).isin(pd.MultiIndex.from_frame(newer[arm]))
+        rows = pd.concat([rows[~stale], newer], ignore_index=True)
     return rows
 
