@@ -25,7 +25,7 @@ import re
 import shlex
 
 from hirm.campaign import as_plan, words
-from hirm.gathering import CAMPAIGNS, gather, jobs
+from hirm.gathering import CAMPAIGNS, gather, jobs, refuse_unread
 from hirm.runs import publish
 
 PLAN = as_plan(config)
@@ -57,6 +57,14 @@ def book(campaign):
     return f"book/_build/made_of_{campaign}" if CAMPAIGNS[campaign].pages and PLAN.published(campaign) == campaign else []
 
 
+def asked(campaign):
+    "Nothing; refuses words of --config that a campaign does not read, once it is asked for."
+    def refused(wildcards):
+        refuse_unread(campaign, config)
+        return []
+    return refused
+
+
 def job_of(wildcards):
     return JOBS[wildcards.campaign][wildcards.job]
 
@@ -79,7 +87,7 @@ wildcard_constraints:
 for campaign in CAMPAIGNS:
     rule:
         name: campaign
-        input: notebooks(campaign), results(campaign), book(campaign)  # the runs by name: results that came with the code do not stand in for them
+        input: asked(campaign), notebooks(campaign), results(campaign), book(campaign)  # the runs by name: results that came with the code do not stand in for them
 
 
 # A job whose members all diverged is done: their records say so, and papermill's error is let pass.

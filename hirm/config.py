@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SOURCES', 'MIRRORS', 'SCALES', 'RANGES', 'HOME', 'REGISTRIES', 'read_folder', 'read_mirror', 'read_confidence',
-           'read_weights', 'Config', 'find_liability', 'plugin_files', 'load_plugins', 'known_environments',
-           'training_environments', 'judged_environments', 'as_config']
+           'read_weights', 'Config', 'find_liability', 'plugin_files', 'load_plugins', 'share_a_day',
+           'known_environments', 'training_environments', 'judged_environments', 'as_config']
 
 # %% ../nbs/15_config.ipynb #c0f10004
 import hashlib
@@ -25,7 +25,7 @@ import pandas as pd
 
 from .environments import ENVIRONMENTS, Environment, Terms, nameable_environments, read_environments
 from .features import COLUMNS, USUAL, Column
-from .history import N_STEPS, Windows, history_file, load_series, project, series_digest
+from .history import N_STEPS, Windows, history_file, load_series, project, same_record, series_digest
 from .objectives import HEADS, METHODS, NEEDS, Method, Schedule, find_method
 from .parameters import fingerprint, load_plugin, one_of, read_device, read_fields, read_names, read_number, read_text, registered_by_others
 from .policies import POLICIES, Learnable
@@ -33,7 +33,7 @@ from .pricing import PAYOFFS, Liability
 from .risk import CVaR, Entropic
 
 # %% ../nbs/15_config.ipynb #15c00012
-SOURCES = "nbs", "hirm", "tests"  # folders in which nothing is written
+SOURCES = "nbs", "hirm", "tests", "book", "profiles", ".git", ".github", ".ci"  # folders in which no run writes
 
 
 def read_folder(
@@ -42,12 +42,16 @@ def read_folder(
 ) -> str:
     "Read the path of a folder that holds nothing but results."
     folder = read_text(name, value)
+    if folder.startswith("~"):
+        raise ValueError(f"{name} must be the path of a folder, got {value!r}, whose ~ is read by a shell only; write {os.path.expanduser(folder)}")
     place = (project() / folder).resolve()
     if project().is_relative_to(place):
         raise ValueError(f"{name} must be a folder of its own, got {value!r}, which holds the whole project; write runs/NAME")
     for sources in SOURCES:
         if place.is_relative_to(project() / sources):
             raise ValueError(f"{name} must be a folder of its own, got {value!r}, where the sources of the project are; write runs/NAME")
+    if inside := next((one for one in (place, *place.parents) if (one / "config.yaml").is_file() and (one / "metadata.json").is_file()), None):
+        raise ValueError(f"{name} must be a folder of its own, got {value!r}, where the run {inside.name} is; write runs/NAME")
     return folder
 
 
@@ -212,6 +216,8 @@ class Config:
         if self.n_paths % 2:
             raise ValueError(f"n_paths must be even, for two independent halves, got {self.n_paths}; write {self.n_paths + 1}")
         Schedule(self.pretrain, self.ramp, self.updates)
+        if self.seed + self.n_seeds - 1 > RANGES["seed"][1]:
+            raise ValueError(f"every seed must be a whole number from 0 to {RANGES['seed'][1]:,}, got {self.seed + self.n_seeds - 1:,}, the last of {self.n_seeds}; write a smaller -p seed")
         most = RANGES["n_seeds"][1]
         if self.n_seeds * len(self.weights) > most:
             raise ValueError(f"at most {most} members train side by side, got {self.n_seeds} seeds × {len(self.weights)} weights; "
@@ -380,6 +386,15 @@ def _check_payoff(name, entry):
         raise ValueError(f"must be a class derived from Liability, got {entry!r}; Straddle shows the shortest")
 
 
+def _check_column(name, entry):
+    "A column is structural, or tells of the regime."
+    _of_kind(Column, "write Column(name, kind, values)")(name, entry)
+    if entry.kind not in ("structural", "regime"):
+        raise ValueError(f"must be structural or regime, got {entry.kind!r}; a regime column tells one market from another")
+    if not callable(entry.values):
+        raise ValueError(f"must have values, a function of the episode, got {entry.values!r}; lambda e: e.delta is the shortest")
+
+
 def _check_need(name, entry):
     "A need is a function of the ledger and the risk units."
     if not callable(entry):
@@ -390,7 +405,7 @@ REGISTRIES: dict[str, tuple] = {  # kind -> registry, and what an entry must be
     "environment": (ENVIRONMENTS, _of_kind(Environment, "write Environment(name, role, market, friction)")),
     "method": (METHODS, _of_kind(Method, "write Method(name, objective)")),
     "policy": (POLICIES, _check_policy),
-    "column": (COLUMNS, _of_kind(Column, "write Column(name, kind, values)")),
+    "column": (COLUMNS, _check_column),
     "payoff": (PAYOFFS, _check_payoff),
     "need": (NEEDS, _check_need),
 }
@@ -509,7 +524,7 @@ def _check_overlap(config, trained, known):
                              f"the first of {same[0]:%Y-%m-%d}; leave one out")
     learnt_from = [name for name, environment in trained.items() if environment.role != "test"]
     for name, other in product(learnt_from, judged_environments(config)):
-        if other not in trained and _share_a_day(trained[name].market, known[other].market):
+        if other not in trained and share_a_day(trained[name].market, known[other].market):
             raise ValueError(f"what a run is chosen or judged by must not share a day with what it is trained on, got {other} and {name}; "
                              "leave one out, or cut them at different days")
 
@@ -527,13 +542,15 @@ def _check_environments(config):
 
 # %% ../nbs/15_config.ipynb #15c00029
 def _of_one_record(compare):
-    "Compare two markets where both are cut from the same closes; remembered, for a config is built often and windows never change."
-    remembered = lru_cache(maxsize=256)(lambda digest, one, another: compare(one, another))
+    "Compare two markets where both are cut from the closes of one market; remembered, for a config is built often and windows never change."
+    @lru_cache(maxsize=256)
+    def remembered(digests, one, another):
+        return compare(one, another) if len(set(digests)) == 1 or same_record(one.source, another.source) else ()
 
     def compared(one, another):
-        if not isinstance(one, Windows) or not isinstance(another, Windows) or series_digest(one.source) != series_digest(another.source):
+        if not isinstance(one, Windows) or not isinstance(another, Windows):
             return ()
-        return remembered(series_digest(one.source), one, another)
+        return remembered((series_digest(one.source), series_digest(another.source)), one, another)
     return compared
 
 
@@ -544,7 +561,7 @@ def _shared_windows(one, another):
 
 
 @_of_one_record
-def _share_a_day(one, another):
+def share_a_day(one, another):
     "Whether some window of one set is open on a day on which one of the other is."
     mine, theirs = one.spans, another.spans  # start days increase, and last days with them
     before = theirs["start"].searchsorted(mine["last"], side="right")  # windows of the other that have begun when mine end

@@ -9,6 +9,7 @@ __all__ = ['ENVIRONMENTS', 'RUNGS', 'WALKS', 'SWAP_SPREAD', 'BLOCK', 'BLOCKS', '
 
 # %% ../nbs/06_environments.ipynb #dc8ea63e
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ import yaml
 from .frictions import Liquidity, PerInstrument, Proportional
 from .hedging import Episode, join_instruments
 from .history import BANDS, CRISES, LAST_TRAINING_DAY, Windows, calendar_windows, history_file, training_windows
-from .markets import SABR, Heston, Jumps, Momentum
+from .markets import SABR, Heston, Jumps, Momentum, Paths
 from .pricing import EuropeanCall, Liability, premium
 
 # %% ../nbs/06_environments.ipynb #1d8a3f1a
@@ -77,11 +78,48 @@ class Environment:
             paths = self.market.paths(dtype=dtype, device=device)
         else:
             paths = self.market.simulate(n_paths, self.n_steps, self.dt, generator, dtype=dtype, device=device)
+        own = not type(self.market).__module__.startswith("hirm.")
+        if own:
+            self._check_paths(paths, n_paths, dtype)
         columns = {"spot": lambda: paths.spot, "variance_swap": paths.variance_swap}
         prices = join_instruments([columns[name]() for name in self.instruments])
-        paid = torch.as_tensor(premium(self.market, self.liability, self.n_steps * self.dt, paths), dtype=dtype, device=device)
+        price = premium(self.market, self.liability, self.n_steps * self.dt, paths)
         payoff = self.liability.payoff(paths.spot[..., -1])
-        return Episode(paths, prices, payoff, paid.expand_as(payoff), self.friction, self.liability)
+        paid = self._as_premium(price, payoff) if own else torch.as_tensor(price, dtype=dtype, device=device).expand_as(payoff)
+        return Episode(paths, prices, payoff, paid, self.friction, self.liability)
+
+    def _check_paths(self, paths, n_paths, dtype):
+        "Refuse what the market of somebody's own gave in place of paths."
+        def refuse(what, got, cure):
+            raise ValueError(f"market of environment {self.name!r}: {what}, got {got}; {cure}")
+        if not isinstance(paths, Paths):
+            refuse("simulate must give Paths", type(paths).__name__, "write Paths(spot, variance, iv, past, dt)")
+        shape = (*paths.spot.shape[:-2], n_paths, self.n_steps + 1)
+        for name in ("spot", "variance", "iv"):
+            values = getattr(paths, name)
+            if not isinstance(values, torch.Tensor) or tuple(values.shape) != shape:
+                refuse(f"{name} must be a tensor (…, n_paths, n_steps+1), here (…, {n_paths}, {self.n_steps + 1})", getattr(values, "shape", values), "a path begins on date 0 and ends on n_steps")
+            if values.dtype != dtype:
+                refuse(f"{name} must be of the dtype asked for, {dtype}", values.dtype, f"write {name}.to(dtype)")
+            if not values.isfinite().all() or (values < 0).any():
+                refuse(f"{name} must be finite and not negative", "NaN, an infinity or less", "look at the step that makes it")
+        if not torch.equal(paths.spot[..., 0], torch.ones_like(paths.spot[..., 0])):
+            refuse("spot must begin at 1, the unit of all money", f"{paths.spot[..., 0].flatten()[0].item():g}", "divide it by its first value")
+        if not isinstance(paths.past, torch.Tensor) or paths.past.dtype != dtype or paths.past.shape[:-1] != shape[:-1] or not paths.past.isfinite().all():
+            refuse("past must be daily log-returns, (…, n_paths, n_past), finite", getattr(paths.past, "shape", paths.past), "zeros where there is none")
+        if paths.dt != self.dt:
+            refuse(f"dt must be the {self.dt:.6g} years that were asked for", paths.dt, "hand dt on to Paths")
+
+    def _as_premium(self, price, payoff):
+        "A premium for each path; refused where it is no price."
+        try:
+            paid = torch.as_tensor(price, dtype=payoff.dtype, device=payoff.device).expand_as(payoff)
+        except (TypeError, ValueError, RuntimeError):
+            paid = None
+        if paid is None or not paid.isfinite().all() or (paid < 0).any():
+            got = tuple(price.shape) if paid is None and isinstance(price, torch.Tensor) else price
+            raise ValueError(f"premium of environment {self.name!r} must be a price of at least 0, one or one a path {tuple(payoff.shape)}, got {got}; look at what was registered by premium.register")
+        return paid
 
 # %% ../nbs/06_environments.ipynb #cf397cc4
 _SOURCE = "regime bands by 20-day realised vol; kappa and rho as in index calibrations, xi in proportion to the level"
@@ -301,13 +339,23 @@ _OF_WINDOWS = ("start", "end", "low", "high", "until", "exclude", "n_steps", "ce
 _OF_ENVIRONMENT = ("file", "role", "half_spread", "family", "source")
 
 
+class _Once(yaml.SafeLoader):
+    "YAML in which every name is given once."
+    def construct_mapping(self, node, deep=False):
+        names = [key.value for key, _ in node.value]
+        for name in names:
+            if names.count(name) > 1:
+                raise yaml.YAMLError(f"{name} twice")
+        return super().construct_mapping(node, deep)
+
+
 def read_environments(
     path: str | Path,  # YAML: name -> file, role, half_spread and fields of Windows
 ) -> dict[str, Environment]:  # by name
     "Recorded environments of one's own; a CSV is sought beside the file. Raises ValueError: what is wrong, what was found, the cure."
     path = Path(path)
     try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+        given = yaml.load(path.read_text(encoding="utf-8"), _Once)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path.name} must be YAML, got {str(error).splitlines()[0]!r}; write NAME: {{file: prices.csv, role: test, half_spread: 0.001}}") from error
     if not isinstance(given, dict) or not given:
@@ -341,7 +389,7 @@ def _recorded(path, name, asked):
     if not isinstance(fields["centered"], bool):
         refuse("centered must be true or false, without quotes", fields["centered"], "write it so, or drop it")
     for field in ("low", "high"):
-        if field in fields and (isinstance(fields[field], bool) or not isinstance(fields[field], (int, float))):
+        if field in fields and (isinstance(fields[field], bool) or not isinstance(fields[field], (int, float)) or 5 < fields[field] < math.inf):
             refuse(f"{field} must be a number, a bound of the annualised vol", fields[field], "18 % is 0.18")
     market = Windows(str(file), **fields)
     own = {field: str(asked[field]) for field in ("family", "source") if field in asked}

@@ -6,8 +6,8 @@
 __all__ = ['BASELINES', 'HELD_AS', 'PROBES', 'LEVELS', 'BLEND_SCALES', 'STARTING', 'max_drawdown', 'Outcome', 'metrics',
            'baselines', 'costlier', 'jumpier', 'masked', 'scrambled', 'doubled', 'Probe', 'Judgement', 'tail_quantiles',
            'pnl_by_spot', 'calendar_pnl', 'pieces', 'outcomes', 'describe', 'judge', 'relative_turnover', 'evaluate',
-           'Choice', 'choose_hedger', 'expected_seconds', 'how_long', 'crises', 'what_next', 'announce', 'resting_band',
-           'deepest_fall', 'scene', 'diary', 'record_judgement']
+           'Choice', 'choose_hedger', 'expected_seconds', 'how_long', 'met', 'crises', 'what_next', 'last_word',
+           'announce', 'resting_band', 'deepest_fall', 'scene', 'diary', 'record_judgement']
 
 # %% ../nbs/18_evaluation.ipynb #1dd69c78
 import json
@@ -24,7 +24,7 @@ from IPython.display import Markdown
 from torch import Tensor
 
 from .batches import validation_risk
-from .config import Config, judged_environments, known_environments
+from .config import Config, judged_environments, known_environments, share_a_day, training_environments
 from .environments import BLOCK, ENVIRONMENTS, Environment, common_episodes
 from .features import COLUMNS
 from .frictions import Proportional
@@ -35,7 +35,7 @@ from .policies import Blend, Cached, Delta, DeltaVega, Ensemble, MinimumVariance
 from .pricing import EuropeanCall, Liability
 from .risk import cvar, cvar_error
 from .runs import atomic_write, published
-from .tables import in_time, in_words
+from .tables import answer, beaten, in_time, in_words, listed
 from .training import progress
 
 # %% ../nbs/18_evaluation.ipynb #be3c9c90
@@ -434,13 +434,22 @@ def how_long(config: Config) -> str:
     return f"Training {who} takes about {in_time(expected_seconds(config))} of one processor core."
 
 
-def crises(config: Config) -> list[str]:
-    """Return the crises by which a hedger is summed up: the simulated one, and those of the record; a holdout where it has none; all tests of another family."""
+def met(config: Config) -> list[str]:
+    """Return the tests that are none: a hedger was trained on them, chosen by them, or by days that they share."""
     tests = {name: e for name, e in judged_environments(config).items() if e.role == "test"}
-    if "crisis" not in tests:
+    learnt = training_environments(config) | {config.validate_on: known_environments(config)[config.validate_on]}
+    return [name for name, e in tests.items() if name in learnt or any(share_a_day(e.market, other.market) for other in learnt.values())]
+
+
+def crises(config: Config) -> list[str]:
+    """Return the crises by which a hedger is summed up, of those that it has not met: the simulated one, and those of the record; a holdout where it has none; all tests of another family."""
+    seen = met(config)
+    tests = {name: e for name, e in judged_environments(config).items() if e.role == "test" and name not in seen}
+    if "crisis" not in {*tests, *seen}:
         return list(tests)
+    simulated = [name for name in tests if name == "crisis"]
     recorded = [name for name, e in tests.items() if isinstance(e.market, Windows)]
-    return ["crisis", *([name for name in recorded if name != "holdout"] or recorded)]
+    return [*simulated, *([name for name in recorded if name != "holdout"] or recorded)]
 
 
 def what_next(
@@ -459,6 +468,22 @@ def what_next(
     if config.history == "sp500":
         return "See how it does on prices of your own, `-p history my_prices.csv`, or what the realised volatility tempts it to, `-p realized_vol true`."
     return "See what the realised volatility tempts it to, `-p realized_vol true`."
+
+
+def last_word(
+    config: Config,  # of the run
+    metrics: pd.DataFrame,  # of the judgement
+    hedger: str,  # its name there
+) -> str:  # a line of Markdown
+    """Say in how many of the crises that it has not met a hedger loses less than delta, which it has met, and what to try next."""
+    seen, left = met(config), crises(config)
+    noted = listed(seen, "", " It was trained on {names} or chosen by it, which is no test.", " It was trained on {names} or chosen by them, which are no tests.")
+    if not left:
+        return f"This hedger has met every crisis by which it could be judged.{noted}"
+    change = beaten(metrics, hedger, left)
+    tests = [e for e in judged_environments(config).values() if e.role == "test"]
+    where = "crisis" if any(e.name == "crisis" for e in tests) else "world"
+    return f"{answer(change, where=where)}{noted} {what_next(config, change)}"
 
 
 def announce(

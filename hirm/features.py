@@ -46,6 +46,13 @@ COLUMNS = {c.name: c for c in [
 USUAL = ("delta", "gamma", "tau", "realized_vol")  # what a hedger sees if nothing else is asked
 
 # %% ../nbs/07_features.ipynb #b585adab
+def _check_values(name, values, spot):
+    "Refuse a column that has no number for each date at which a hedger acts."
+    got = values.dtype if isinstance(values, Tensor) and values.dtype != spot.dtype else getattr(values, "shape", type(values).__name__)
+    if not isinstance(values, Tensor) or values.dtype != spot.dtype or values.shape[:-1] != spot.shape[:-1] or values.shape[-1] not in (spot.shape[-1] - 1, spot.shape[-1]):
+        raise ValueError(f"column {name} must be like the spot, (…, n_paths, n_steps+1) {tuple(spot.shape)} of {spot.dtype}, got {got}; .expand_as(e.paths.spot) gives one number to all")
+
+
 def features(
     episode: Episode,  # the trade
     columns: tuple[str, ...] = USUAL,  # names, in order
@@ -56,7 +63,9 @@ def features(
     n_steps = episode.paths.n_steps
     rows = []
     for name in columns:
-        values = COLUMNS[name].values(episode)[..., :n_steps]
+        values = COLUMNS[name].values(episode)
+        _check_values(name, values, episode.paths.spot)
+        values = values[..., :n_steps]
         if name in episode.probe:
             values = episode.probe[name](values)
         rows.append(values.mT)  # (M, …, n_steps, n_paths)

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['LEFT_OUT', 'PLANTED_COLUMN', 'SHOWN_VOLS', 'PROBED', 'LOOKED_AT', 'GRID', 'BY_WEIGHT', 'BY_CELL', 'CAMPAIGNS',
-           'runs_of', 'judged', 'diverged', 'seen', 'Campaign', 'jobs', 'gather', 'publications', 'published_rows',
-           'sources']
+           'runs_of', 'judged', 'diverged', 'seen', 'Campaign', 'jobs', 'refuse_unread', 'gather', 'publications',
+           'published_rows', 'sources']
 
 # %% ../nbs/24_gathering.ipynb #a5323abe
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from .features import USUAL, features
 from .history import project
 from .parameters import one_of
 from .policies import Ensemble, MinimumVarianceDelta, WhalleyWilmott
-from .runs import Run, published, published_cells
+from .runs import Run, origin, published, published_cells
 from .stats import CRITERIA, planted_verdict
 from .training import curves, load_policy, records
 
@@ -368,7 +368,11 @@ def _walked(plan: Plan, runs: list[tuple[Job, Run]]) -> dict[str, pd.DataFrame]:
             daily.append(_by_hedger(job, _ahead(run, "calendar")))
             risks.append(_by_hedger(job, _ahead(run, "metrics")))
     days = pd.concat(daily).groupby(["cell", "method", "date"], sort=False)["pnl"].mean().reset_index()
-    judged_together = pd.concat(risks).query("method.str.endswith('_together')").drop_duplicates(["cell", "method"])
+    judged_together = pd.concat(risks).query("method.str.endswith('_together')").drop_duplicates(["cell", "method", "cvar95"])
+    if len(mixed := judged_together[judged_together.duplicated(["cell", "method"])]):
+        row = mixed.iloc[0]
+        raise ValueError(f"hedgers held together: expected one of all seeds of {row['method'].removesuffix('_together')} in {row['cell']}, got several, whose seeds were judged at different times; "
+                         f"rm -r its run folders, and give the command again with --forcerun {row['cell']}-{row['method'].removesuffix('_together')}")
     together = judged_together[["cell", "method", "environment", "cvar95", "mean_pnl", "turnover"]].reset_index(drop=True)
     return {"days": days.round(8), "together": together.round(8)}
 
@@ -381,6 +385,7 @@ class Campaign:
     tables: Callable[[Plan, list], dict[str, pd.DataFrame]] = lambda plan, runs: {}  # beside those of the judged runs
     facts: tuple[str, ...] = ("policy", "realized_vol", "penalty_weight")  # what tells the judged runs of one arm apart
     pages: tuple[str, ...] = ()  # of the book, made from the results at scale laptop
+    reads: tuple[str, ...] = ("scale", "seeds", "device")  # words of --config
 
 
 def _portions(name: str, whole: Callable[[Plan], list[Job]], **rest) -> dict[str, Campaign]:
@@ -393,9 +398,9 @@ CAMPAIGNS = {
     "main_job": Campaign(main_job, tables=_hedgers, facts=("realized_vol",)),
     "learning": Campaign(learning, tables=_validation),
     "tuned": Campaign(chosen_weights, facts=BY_WEIGHT),
-    "phase1": Campaign(phase1, phase1_looks, _of_phase1, pages=("book/phase1.ipynb", "book/learning.ipynb", "nbs/index.ipynb")),
-    "phase2_pilot": Campaign(phase2_pilot, facts=BY_WEIGHT),
-    "phase2": Campaign(phase2, tables=_of_phase2, facts=BY_WEIGHT),
+    "phase1": Campaign(phase1, phase1_looks, _of_phase1, pages=("book/phase1.ipynb", "book/learning.ipynb", "nbs/index.ipynb"), reads=tuple(vars(Plan()))),
+    "phase2_pilot": Campaign(phase2_pilot, facts=BY_WEIGHT, reads=("scale", "device")),
+    "phase2": Campaign(phase2, tables=_of_phase2, facts=BY_WEIGHT, reads=("scale", "seeds", "primary_seeds", "device")),
     **_portions("phase2", phase2, tables=_looks_inside, facts=BY_WEIGHT),
     "ladder": Campaign(ladder, facts=BY_WEIGHT),
     **_portions("ladder", ladder, facts=BY_WEIGHT),
@@ -416,6 +421,16 @@ def jobs(
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"jobs of {campaign}: expected a name for each, got {', '.join(twice)} twice; say in the name what tells them apart")
     return rows
+
+
+def refuse_unread(
+    campaign: str,  # a key of CAMPAIGNS
+    given: Mapping,  # what `snakemake --config` says
+) -> None:
+    "Raise ValueError for a word that means nothing to a campaign."
+    reads = CAMPAIGNS[campaign].reads
+    if unread := [name for name in given if name not in reads]:
+        raise ValueError(f"--config of {campaign} must be of {', '.join(reads)}, got {', '.join(unread)}, which it does not read; leave it out")
 
 
 def _refuse_missing(campaign: str, plan: Plan, runs: list[tuple[Job, Run]]) -> None:
@@ -450,8 +465,8 @@ def publications(
 ) -> list[str]:  # folders, the whole's first
     "Where a campaign is in print: the publication of the whole, and of each portion that has one of its own."
     portions = [f"book/results/{campaign}_{part}" for part in PORTIONS[one_of("campaign of portions", campaign, PORTIONS)]]
-    later = [folder for folder in portions if (project() / folder / f"{name}.csv").exists()]
-    return [f"book/results/{campaign}", *later]
+    in_print = [folder for folder in portions if (project() / folder).is_dir()]
+    return [f"book/results/{campaign}", *(folder for folder in in_print if f"{name}.csv" in origin(folder)["files"])]
 
 
 def published_rows(
@@ -459,7 +474,13 @@ def published_rows(
     name: str,  # of a result file, without .csv
 ) -> pd.DataFrame:
     "Rows of a campaign, each method of a cell from its portion, or from the publication of the whole where that has none."
-    return published_cells(publications(campaign, name), name)
+    folders = publications(campaign, name)
+    for folder in folders[1:]:
+        own = {cell if isinstance(cell, str) else cell[0] for cell in PORTIONS[campaign][folder.removeprefix(f"book/results/{campaign}_")]}
+        if others := sorted(set(published(folder, name)["cell"]) - own):
+            raise ValueError(f"{folder} must hold {', '.join(sorted(own))}, got {', '.join(others)}: a copy of another publication; "
+                             f"make it anew by snakemake -c2 {Path(folder).name}")
+    return published_cells(folders, name)
 
 
 def sources(
@@ -468,8 +489,8 @@ def sources(
     "Name every publication that a page of a campaign reads, with its runs, its command and its files."
     lines = []
     for folder in map(Path, publications(campaign)):
-        origin = json.loads((project() / folder / "provenance.json").read_text())
-        files = ", ".join(f"[{Path(name).stem}](results/{folder.name}/{name})" for name in origin["files"])
-        changed = " with changes" if origin["dirty"] else ""
-        lines.append(f"- {len(origin['runs']):,} runs of commit {origin['commit']}{changed}, `{origin['command']}`: {files}")
+        made = origin(folder)
+        files = ", ".join(f"[{Path(name).stem}](results/{folder.name}/{name})" for name in made["files"])
+        changed = " with changes" if made["dirty"] else ""
+        lines.append(f"- {len(made['runs']):,} runs of commit {made['commit']}{changed}, `{made['command']}`: {files}")
     return "\n".join(lines)

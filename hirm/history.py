@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['DAYS_PER_YEAR', 'MIN_ROWS', 'FIT_ROWS', 'LAST_TRAINING_DAY', 'N_PAST', 'N_STEPS', 'CRISES', 'BANDS', 'EWMA',
-           'project', 'history_file', 'load_series', 'series_digest', 'train_end', 'calendar', 'VarianceRule',
-           'variance_rule', 'trailing_vol', 'effective_number', 'worst_stretches', 'Windows', 'calendar_windows',
-           'training_windows']
+           'project', 'history_file', 'load_series', 'series_digest', 'same_record', 'train_end', 'calendar',
+           'VarianceRule', 'variance_rule', 'trailing_vol', 'effective_number', 'worst_stretches', 'Windows',
+           'calendar_windows', 'training_windows']
 
 # %% ../nbs/02_history.ipynb #dcb00ab0
 import csv
@@ -174,8 +174,9 @@ def _read_csv(
     width = pd.Series({row: len(cells) for row, cells in body.items()}, dtype=int)
     _refuse(width > len(names), width, source, f"rows have more cells than the header, which has {len(names)}",
             "remove the separator at the end of the rows, or name the column; write prices like 100.5")
-    full = [cells + [""] * (len(names) - len(cells)) for cells in body.values()]
-    frame = _columns(pd.DataFrame(full, index=list(body), columns=names, dtype=str), source)
+    _refuse(width < len(names), width, source, f"rows have fewer cells than the header, which has {len(names)}",
+            "write a separator where a cell is empty, or which of them is cannot be told")
+    frame = _columns(pd.DataFrame(list(body.values()), index=list(body), columns=names, dtype=str), source)
     if len(frame) < MIN_ROWS:
         needed = f"needs at least {MIN_ROWS} daily closes (a year)"
         raise ValueError(_message(source, needed, f"{len(frame)}: too few rows", "give a longer series"))
@@ -297,6 +298,7 @@ def _check_year(
 # %% ../nbs/02_history.ipynb #9f5e038a
 _STILL, _FROZEN = 5, 10  # unchanged closes in a row: as many are warned of, as many are refused
 _LEAP = 0.2  # log-return that a split of 5 for 4 exceeds
+_SLIP = np.log(20)  # more than splits and crashes do in a day: a slip by two decimals, or separators of thousands
 
 
 def _check_moves(
@@ -304,7 +306,7 @@ def _check_moves(
     still: pd.Series,  # boolean by spreadsheet row, True where the close is the one before
     source: str | Path,  # the file
 ):
-    "Refuses closes that stand still, and warns of leaps."
+    "Refuses closes that stand still or change their unit, and warns of leaps."
     if 2 * still.sum() > len(close):  # its trailing vol would be 0, and a hedge of it meaningless
         got = f"{still.sum()} of {len(close)} unchanged"
         raise ValueError(_message(source, "close must move on most days", got, "give daily traded prices"))
@@ -315,6 +317,8 @@ def _check_moves(
     _warn(stretch >= _STILL, close, source, slow, "leave out days without trading")
     leap = np.log(close).diff()
     move = (100 * np.expm1(leap)).map("{:+.1f} %".format)
+    _refuse(leap.abs() > _SLIP, move, source, "close must not move twentyfold in a day",
+            "write prices like 1234.5, without separators of thousands, and adjust them for splits")
     large = "close moves by about a fifth or more in a day"
     _warn(leap.abs() > _LEAP, move, source, large, "if it is a split, give closes adjusted for it")
 
@@ -387,6 +391,17 @@ def series_digest(
     series = _series(source)
     columns = [series["date"].to_numpy().astype("datetime64[D]").astype(np.int64), *(series[name].to_numpy(dtype=float) for name in series.columns[1:])]
     return hashlib.sha256(b"".join(column.tobytes() for column in columns)).hexdigest()[:16]
+
+
+def same_record(
+    source: str | Path,  # sp500, or the path of a CSV
+    other: str | Path,  # another
+) -> bool:
+    "Whether two files are of one market: on most days that both have they move alike, to a basis point."
+    both = _series(source).merge(_series(other), on="date")
+    moves = np.log(both[["close_x", "close_y"]].to_numpy())
+    apart = np.abs(np.diff(moves[:, 0] - moves[:, 1]))
+    return len(apart) > 0 and bool((apart < 1e-4).mean() > 0.5)
 
 # %% ../nbs/02_history.ipynb #37034bbc
 def _starts(

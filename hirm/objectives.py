@@ -8,6 +8,7 @@ __all__ = ['APART', 'HEADS', 'NEEDS', 'METHODS', 'Sample', 'halves', 'product', 
            'term', 'wcvar', 'vrex', 'irm', 'hirm', 'iga', 'hgca', 'fishr', 'Method', 'find_method', 'Schedule']
 
 # %% ../nbs/10_objectives.ipynb #3b7342af
+import dis
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -346,6 +347,16 @@ def fishr(
     return erm(sample) + weight * environment_variance(one_path.var(3, correction=1))
 
 # %% ../nbs/10_objectives.ipynb #80d2a8e1
+def _reads(function, place):
+    """Tell whether a function reads its argument at a place; what has no code of its own is taken to."""
+    code = getattr(function, "__code__", None)
+    if code is None or code.co_argcount <= place:
+        return True
+    name = code.co_varnames[place]
+    loaded = [step.argval for step in dis.get_instructions(code) if step.opname.startswith("LOAD_FAST")]
+    return name in code.co_cellvars or any(name == one or isinstance(one, tuple) and name in one for one in loaded)
+
+
 @dataclass(frozen=True)
 class Method:
     """One way to learn from several environments: its difference from ERM and what it asks of training."""
@@ -374,6 +385,9 @@ class Method:
             if not 0 <= weight < float("inf"):
                 raise ValueError(f"penalty_weight must be finite and not negative, got {weight}; "
                                  f"0 is ERM, {self.name}'s default is {self.weight}")
+            if weight != self.weight and not _reads(self.objective, 1):
+                raise ValueError(f"penalty_weight must be left out for {self.name}, whose objective has no penalty to weigh, got {weight:g}; "
+                                 "drop it, or name a method that has one")
 
     def _check_labels(self, n_environments):
         """Raise ValueError where labels at random would change nothing."""
@@ -398,6 +412,9 @@ class Method:
         n_environments = sample.loss.shape[1]
         self.check(n_environments)
         objective = self.objective(sample, weight, state)
+        if not isinstance(objective, Tensor) or objective.shape != weight.shape:
+            got = tuple(objective.shape) if isinstance(objective, Tensor) else repr(objective)
+            raise ValueError(f"method {self.name}: its objective must be one number a member, {tuple(weight.shape)}, got {got}; sum or average over environments and paths")
         return objective / weight.clamp_min(1.0)
 
 # %% ../nbs/10_objectives.ipynb #nee00002

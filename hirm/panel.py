@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from .config import Config, judged_environments, known_environments, load_plugins, read_folder
-from .environments import ENVIRONMENTS, Environment
+from .environments import Environment, nameable_environments
 from .evaluation import PROBES, Judgement, Probe, judge
 from .history import project
 from .objectives import METHODS
@@ -64,21 +64,40 @@ READERS = dict(runs=read_folder, out=read_folder, methods=_read_some, seeds=_rea
 
 # %% ../nbs/19_panel.ipynb #19c00012
 def _is_oracle(asked: Mapping) -> bool:
-    """Return whether a run was trained or selected on a test environment; a recorded set that is in no registry is a holdout."""
+    """Return whether a run was trained or selected on a test environment; of a history of one's own those are the holdout and the worst stretches."""
+    known = nameable_environments()  # the registry, and the folds of the walk forward
     names = [name.strip() for name in (*asked["environments"].split(","), asked["validate_on"])]
-    return any(name == "holdout" or name in ENVIRONMENTS and ENVIRONMENTS[name].role == "test" for name in names)
+    return any(known[name].role == "test" if name in known else name == "holdout" or name.startswith("worst_") for name in names)
+
+
+def _folders(panel) -> list[Path]:
+    """Return the run folders of a panel; one that was renamed, or has lost its config, is refused."""
+    within = sorted(path for path in (project() / panel.runs).glob("*-s*") if path.is_dir())
+    folders = []
+    for path in within:
+        named, has = re.fullmatch(r"(.+)-s\d+-[0-9a-f]{8}", path.name), (path / "config.yaml").is_file()
+        if named and has:
+            folders.append(path)
+        elif named and (panel.methods == "all" or named[1] in panel.method_names):
+            raise FileNotFoundError(f"run {path.name}: expected its config.yaml, got none; put it back, or rm -r the folder and train it again")
+        elif has:
+            raise ValueError(f"runs in {panel.runs} must be folders named METHOD-sSEED-PROTOCOL, got {path.name}, which holds a run; give it its name back, or move it elsewhere")
+    return folders
 
 
 def _found(panel) -> dict[str, list[Checkpoints]]:
     """Return every run of a panel's policy, features and methods, by method; oracles under that name."""
-    folders = sorted(path.parent for path in (project() / panel.runs).glob("*-s*-????????/config.yaml"))
+    folders = _folders(panel)
     found = {}
     for record in map(Checkpoints, folders):
         if panel.protocols and record.folder.name[-8:] not in panel.protocols.split(","):
             continue
         asked = record.config  # as it was written: nothing is looked up for a run that is not looked at
-        if asked["policy"] == panel.policy:
-            load_plugins(asked.get("plugins", ""))
+        if not {"policy", "environments", "validate_on", "realized_vol"} <= asked.keys():
+            asked = record.own_config()  # which refuses it
+        if asked["policy"] == panel.policy and asked.get("plugins"):
+            record.own_config()  # nothing is run that an edited record names
+            load_plugins(asked["plugins"])
         name = "oracle" if _is_oracle(asked) else asked["method"]
         seeing = read_claim("realized_vol", asked["realized_vol"])
         wanted = name == "oracle" or panel.methods == "all" or name in panel.method_names
@@ -194,7 +213,7 @@ class Panel:
 
     def __post_init__(self):
         object.__setattr__(self, "plugins", load_plugins(self.plugins))
-        read_fields(self, {"n_paths": (2, 10**8), "ensemble": (2, 1000)}, {"n_paths": 100_000, "ensemble": 5}, **READERS)
+        read_fields(self, {"n_paths": (100, 10**8), "ensemble": (2, 1000)}, {"n_paths": 100_000, "ensemble": 5}, **READERS)
         one_of("policy", self.policy, POLICIES)
         for name in self.method_names:
             one_of("method", name, METHODS)
@@ -285,10 +304,18 @@ def _summary(panel: Panel) -> pd.DataFrame:  # index method
     return pd.DataFrame.from_dict(rows, orient="index").fillna("").rename_axis("method")
 
 
+def _refuse_other(folder: Path, experiment: str) -> None:
+    """Refuse a folder in which something else is published."""
+    origin = project() / folder / "provenance.json"
+    if origin.is_file() and f"nbs/{experiment}.ipynb" not in origin.read_text():
+        raise ValueError(f"out must be a folder of its own, got {folder}, where the results of another command are published; write -p out runs/NAME")
+
+
 def _write(panel: Panel, experiment: str, frames: Mapping[str, pd.DataFrame]) -> list[str]:  # files, from the project
     """Write frames as CSV, and last of all the command, the runs and the machines that they come from."""
     cell = f"{panel.policy}-{'seeing' if panel.realized_vol else 'blind'}"
     folder = check_writable(panel.out or Path(panel.runs) / experiment / cell)
+    _refuse_other(folder, experiment)
     defaults = {field.name: field.default for field in fields(panel)}
     asked = {name: getattr(panel, name) for name in defaults if name not in ("out", "device")}
     given = []

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CLAIMS', 'read_claim', 'read_number', 'read_whole', 'read_text', 'read_names', 'one_of', 'read_device', 'read_fields',
-           'fingerprint', 'load_plugin', 'registered_by_others']
+           'given_since', 'fingerprint', 'load_plugin', 'registered_by_others']
 
 # %% ../nbs/00_parameters.ipynb #00a00003
 import ast
@@ -165,6 +165,14 @@ def read_fields(
         else:
             read = read_text(field.name, value)
         object.__setattr__(asked, field.name, read)
+
+
+def given_since(
+    before: Mapping,  # names and values of a notebook ahead of its parameters
+    now: Mapping,  # the same names and those that have come since
+) -> dict:  # names and values
+    "What a notebook was given; a name of its own that has another value since is given too, and refused at the door."
+    return {name: value for name, value in now.items() if not name.startswith("_") and value is not before and not (name in before and value is before[name])}
 
 # %% ../nbs/00_parameters.ipynb #06f00002
 def fingerprint(
@@ -388,7 +396,7 @@ def _code(code, within):
 _STARRED = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS
 
 # %% ../nbs/00_parameters.ipynb #plg00002
-_LOADED: dict[str, tuple[str, dict[str, set[str]]]] = {}  # plugin -> fingerprint of its text; names that it registered, by kind
+_LOADED: dict[str, tuple[tuple, dict[str, set[str]]]] = {}  # plugin -> where it lies and the fingerprint of its text; names that it registered, by kind
 
 
 def load_plugin(
@@ -398,9 +406,10 @@ def load_plugin(
 ) -> str:  # fingerprint of its text
     "Run a file of one's own that adds to registries. Raises ValueError for one that fails, gives a name twice, or adds what does not belong there."
     found = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
-    if _LOADED.get(file.stem, ("",))[0] == found:
+    version = file.resolve(), found  # the same text elsewhere may read another file beside it
+    if _LOADED.get(file.stem, ((),))[0] == version:
         return found
-    for kind, names in _LOADED.pop(file.stem, ("", {}))[1].items():  # an earlier text under this name
+    for kind, names in _LOADED.pop(file.stem, ((), {}))[1].items():  # an earlier one under this name
         for name in names:
             registries[kind][0].pop(name, None)
     before = {kind: dict(registry) for kind, (registry, _) in registries.items()}
@@ -417,7 +426,7 @@ def load_plugin(
         line = getattr(error, "lineno", None) or (where[-1] if where else "?")
         raise ValueError(f"plugin {file.name} must run without an error, got {type(error).__name__} in line {line}: {error}; mend it there") from error
     own = {kind: set(registry) - set(before[kind]) for kind, (registry, _) in registries.items()}
-    _LOADED[file.stem] = found, own
+    _LOADED[file.stem] = version, own
     return found
 
 

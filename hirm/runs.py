@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LOCAL', 'LATER', 'FULL', 'MACHINE', 'PACKAGES', 'STATES', 'config_hash', 'run_folder', 'atomic_write',
            'check_writable', 'write_tensors', 'read_tensors', 'provenance', 'Record', 'Checkpoints', 'Run',
-           'asked_in_the_same_words', 'collect', 'publish', 'published', 'published_cells']
+           'asked_in_the_same_words', 'collect', 'publish', 'origin', 'published', 'published_cells']
 
 # %% ../nbs/14_runs.ipynb #e7997fb7
 import errno, hashlib, json, math, os, platform, shlex, shutil, subprocess, sys, tempfile, time
@@ -276,7 +276,7 @@ class Record:
     def span(self) -> tuple[float, float]:  # seconds since 1970
         "When it was worked on: up to its end, for as long as it took; a night between a kill and its continuation is not work."
         finished = (self.folder / "final_metrics.json").stat().st_mtime
-        return finished - self.metadata["seconds"], finished
+        return finished - self._read("metadata.json", "seconds")["seconds"], finished
 
     @property
     def diverged(self) -> int | None:  # the update at which a number was no longer finite
@@ -319,16 +319,23 @@ class Record:
             rows.append(row)
         return rows, None
 
-    def verify(self) -> bool:  # False for a run that is not finished, and for one of before there were fingerprints
-        "Whether every file is still the one that was closed; ValueError for a config that asks for another run, and for a file that has changed."
+    def own_config(self) -> dict:
+        "What was asked; ValueError for a config that asks for another run."
         asked = self.config
         own = run_folder(self.folder.parent, asked["method"], asked["seed"], config_hash(asked)).name
         if own != self.folder.name:
             got = f"one that asks for {own}: it was edited, or the folder was copied"
             raise self._refused("config.yaml", got)
-        closed = self.metadata.get("files") if self.done else None
-        if closed is None:
+        return asked
+
+    def verify(self) -> bool:  # False for a run that is not finished
+        "Whether every file is still the one that was closed; ValueError for a config that asks for another run, and for a file that has changed or that nobody closed."
+        self.own_config()
+        if not self.done:
             return False
+        closed = self.metadata.get("files")
+        if not isinstance(closed, dict) or not {"final_metrics.json", *self._trained()} <= closed.keys():
+            raise self._refused("metadata.json", "one without the fingerprints of its files")
         for file, digest in closed.items():
             path = self.folder / file
             if not path.is_file():
@@ -336,6 +343,11 @@ class Record:
             if _digest(path.read_bytes()) != digest:
                 raise self._refused(file, "one that has changed since the run was finished")
         return True
+
+    def _trained(self):
+        "Names of the log and the checkpoints, as far as they are there."
+        files = self.folder / "metrics.jsonl", *(self.folder / "checkpoints").glob("step-*.safetensors"), self.folder / "checkpoints" / "manifest.json"
+        return [file.relative_to(self.folder).as_posix() for file in files if file.exists()]
 
     def _read(self, file, *needed, parse=json.loads):
         "A file of the record as a dict with the keys that are needed; ValueError says what else it is, and how to make it anew."
@@ -823,11 +835,12 @@ def publish(
     unfinished = [record.folder.name for record in records if not record.done]
     if unfinished:
         raise ValueError(f"results: expected finished runs, got unfinished {', '.join(unfinished)}; run these first")
-    unverified = sorted(record.folder.name for record in records if not record.verify())
+    for record in records:
+        record.verify()
     commit = _one_commit(records)
     texts = {f"{name}.csv": frame.to_csv(index=False) for name, frame in frames.items()}
     machines = _by_machine(records)
-    origin = {
+    made = {
         "commit": commit,
         "dirty": any(record.dirty for record in records),
         "command": command,
@@ -837,16 +850,31 @@ def publish(
         "machines": [{**machine, "runs": n_runs} for machine, n_runs in machines],
         "files": {name: _digest(text) for name, text in texts.items()},
     }
-    if unverified:
-        origin["unverified"] = unverified  # they were finished before there were fingerprints
     folder.mkdir(parents=True, exist_ok=True)
     listed_before = _listed(folder)
     for name, text in texts.items():
         atomic_write(folder / name, text)
-    atomic_write(folder / "provenance.json", _json(origin, indent=2))
+    atomic_write(folder / "provenance.json", _json(made, indent=2))
     for name in listed_before - texts.keys():  # of an earlier publication, which this one replaces
         (folder / name).unlink(missing_ok=True)
     return folder
+
+
+def origin(
+    folder: str | Path,  # book/results/<phase>
+) -> dict:  # as `publish` wrote it
+    "Where a publication comes from; FileNotFoundError where it does not say, ValueError for what is no such text."
+    folder = project() / folder
+    try:
+        made = json.loads((folder / "provenance.json").read_text())
+        digests = made["files"].values()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"results: expected provenance.json in {folder.name}/, got no file; run the protocol that makes it") from None
+    except (ValueError, TypeError, KeyError, AttributeError):
+        digests = [None]
+    if not all(isinstance(digest, str) for digest in digests):
+        raise ValueError(f"results: expected provenance.json of {folder.name}/ as published, got text that was cut or damaged; run the protocol again")
+    return made
 
 
 def published(
@@ -855,13 +883,12 @@ def published(
 ) -> pd.DataFrame:
     "Reads a result file, after checking that it is the one that was published."
     folder = project() / folder
-    path, origin = folder / f"{name}.csv", folder / "provenance.json"
-    if not path.exists() or not origin.exists():
+    path = folder / f"{name}.csv"
+    if not path.exists() or not (folder / "provenance.json").exists():
         got = "no provenance" if path.exists() else "no file"
         raise FileNotFoundError(f"results: expected {name}.csv and provenance.json in {folder.name}/, got {got}; "
                                 "run the protocol that makes them")
-    digests = json.loads(origin.read_text())["files"]
-    if _digest(path.read_bytes()) != digests.get(path.name):
+    if _digest(path.read_bytes()) != origin(folder)["files"].get(path.name):
         raise ValueError(f"results: expected {name}.csv as published, got a file of another fingerprint; "
                          "it was edited by hand: run the protocol again")
     return pd.read_csv(path)

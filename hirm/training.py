@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NEGLIGIBLE', 'initial_policy', 'path_units', 'sample_losses', 'clip_members', 'Differentiator', 'attack', 'Update',
            'names_met', 'Learner', 'log_rows', 'state_of', 'restore', 'progress', 'tell', 'records', 'Standing',
-           'train', 'curves', 'companions', 'load_policy']
+           'check_own_parts', 'train', 'curves', 'companions', 'load_policy']
 
 # %% ../nbs/17_training.ipynb #82e54367
 import math
@@ -24,7 +24,7 @@ from tqdm import tqdm
 from .batches import batches, policy_loss, risk_unit, shaken, validation_risk
 from .config import Config, known_environments, plugin_files, training_environments
 from .environments import common_episodes, stream
-from .features import Scaler, features
+from .features import COLUMNS, Scaler, features
 from .hedging import Episode, hedge
 from .objectives import HEADS, NEEDS, Method, Sample, Schedule, find_method, halves
 from .policies import POLICIES, NoHedge
@@ -490,6 +490,58 @@ def _say_what_changed(waiting):
         for earlier, changed in asked_in_the_same_words(run, asdict(member)).items():
             tell(f"{earlier} asked the same in words, but since then {', '.join(changed)} has become another: {run.folder.name} is trained")
 
+# %% ../nbs/17_training.ipynb #own00011
+def _is_own(thing):
+    "Whether a class, function or object is somebody's own."
+    made = thing if hasattr(thing, "__qualname__") else type(thing)
+    return not (getattr(made, "__module__", None) or "hirm.").startswith("hirm.")
+
+
+def _with_another_future(episode, other, t):
+    "The same trade up to date t, and another after it."
+    def spliced(mine, theirs):  # dates on the last axis
+        return torch.cat([mine[..., : t + 1], theirs[..., t + 1 :]], -1)
+
+    paths, their = episode.paths, other.paths
+    changed = {name: spliced(getattr(paths, name), getattr(their, name)) for name in ("spot", "variance", "iv")}
+    if paths.jumped is not None:
+        changed["jumped"] = spliced(paths.jumped, their.jumped)
+    prices = spliced(episode.prices.transpose(-1, -2), other.prices.transpose(-1, -2)).transpose(-1, -2)
+    return replace(episode, paths=replace(paths, **changed), prices=prices, payoff=other.payoff)
+
+
+def _check_causal(what, see, episode, other):
+    "Refuse what sees (date on the second to last axis) another thing when asked again, or when the future is another."
+    seen, t = see(episode), episode.paths.n_steps // 2
+    if not torch.equal(seen, see(episode)):
+        raise ValueError(f"{what} must give the same for the same paths, got something else when asked again; take no random numbers there")
+    if not torch.allclose(seen[..., : t + 1, :], see(_with_another_future(episode, other, t))[..., : t + 1, :], atol=1e-5, rtol=1e-4, equal_nan=True):
+        raise ValueError(f"{what} must not look ahead, got values up to date {t} that change with the prices after it; on date t use x[..., : t + 1] alone")
+
+
+def check_own_parts(config: Config) -> None:
+    "Try markets, columns and policies of one's own on a few paths. Raises ValueError for what looks ahead, is not repeated, or is no price."
+    environments = training_environments(config) | {config.validate_on: known_environments(config)[config.validate_on]}
+
+    def drawn(environment, purpose):
+        return environment.episode(8, [stream(0, purpose)], device=config.device)
+
+    for name, environment in environments.items():
+        if _is_own(environment.market):
+            one, again = (drawn(environment, "trial").paths.spot for _ in range(2))
+            if not torch.equal(one, again):
+                raise ValueError(f"market of environment {name!r} must draw from the generator that it is given, got other paths from one of the same state; hand it on to every torch.rand")
+    first = environments[config.names[0]]
+    episode, other = drawn(first, "trial"), drawn(first, "another future")
+    for name in config.columns:
+        if _is_own(COLUMNS[name].values):
+            _check_causal(f"column {name}", lambda e: features(e, (name,)), episode, other)
+    if _is_own(POLICIES[config.policy]):
+        policy = initial_policy(config, [config.seed])
+        with torch.no_grad():
+            policy.scale(Scaler.fit(features(episode, config.columns), config.clip_features))
+            _check_causal(f"policy {config.policy}", lambda e: hedge(policy, e).positions, episode, other)
+
 # %% ../nbs/17_training.ipynb #31d1bf00
 def train(
     config: Config,  # what to train
@@ -497,6 +549,7 @@ def train(
 ) -> list[Run]:  # one per seed and penalty weight, in order; trained, not yet evaluated; without those that diverged
     "Train every member that is not done, from where it stopped; a killed run ends as an uninterrupted one."
     check_writable(config.runs)
+    check_own_parts(config)
     runs = records(config)
     _hold([run for run in runs if again or not run.done])
     try:

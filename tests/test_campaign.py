@@ -21,7 +21,7 @@ import yaml
 
 from conftest import ROOT
 from hirm.campaign import ABOVE, CHOSEN, FAMILY, PORTIONS, Job, Plan, as_plan, words
-from hirm.gathering import BASELINES, CAMPAIGNS, diverged, jobs, judged, publications, published_rows, runs_of, sources
+from hirm.gathering import BASELINES, CAMPAIGNS, diverged, jobs, judged, publications, published_rows, refuse_unread, runs_of, sources
 from hirm.config import as_config
 from hirm.history import CRISES
 from hirm.objectives import METHODS
@@ -316,6 +316,11 @@ def test_phase2_is_read_from_its_portions_where_they_are_in_print(tmp_path, monk
         (tmp_path / "book" / "results" / folder / "provenance.json").write_text(json.dumps(facts))
     assert sources("phase2").splitlines()[1] == "- 1,200 runs of commit 0123456789ab, `snakemake -c2 phase2_doses`: [metrics](results/phase2_doses/metrics.csv)"
     with pytest.raises(ValueError, match="unknown campaign of portions 'phase1'"): publications("phase1")
+    (tmp_path / "book" / "results" / "phase2_doses" / "metrics.csv").unlink()  # nothing older takes its place in silence
+    with pytest.raises(FileNotFoundError, match="expected metrics.csv and provenance.json in phase2_doses/"): published_rows("phase2", "metrics")
+    shutil.rmtree(tmp_path / "book" / "results" / "phase2_doses")
+    shutil.copytree(tmp_path / "book" / "results" / "phase2", tmp_path / "book" / "results" / "phase2_doses")
+    with pytest.raises(ValueError, match="book/results/phase2_doses must hold dose_0, dose_0.1, dose_0.4, got levels, primary: a copy of another publication"): published_rows("phase2", "metrics")
 
 
 def test_the_pilot_spends_seeds_that_no_other_campaign_uses():
@@ -368,6 +373,15 @@ def test_a_whole_and_its_portion_asked_for_at_once_train_nothing_twice(command):
 @pytest.mark.parametrize("campaign", CAMPAIGNS)
 def test_the_runs_of_a_portion_are_those_of_the_whole(campaign):
     assert all(job in jobs(job.campaign, Plan()) for job in jobs(campaign, Plan()))
+
+
+@pytest.mark.parametrize(("campaign", "said", "unread"), [
+    ("learning", dict(scale="smoke", methods="erm,irm", cells="band-seeing"), "methods, cells"), ("phase2", dict(primary_seeds=3, control_seeds=2), "control_seeds"),
+    ("phase2_pilot", dict(seeds=3), "seeds"), ("ladder_jumps", dict(primary_seeds=3), "primary_seeds"), ("phase1", dict(methods="erm", control_seeds=3), None)])
+def test_a_word_that_a_campaign_does_not_read_is_refused(campaign, said, unread):
+    if unread is None:
+        return refuse_unread(campaign, said)
+    with pytest.raises(ValueError, match=f"--config of {campaign} must be of .*, got {unread}, which it does not read; leave it out"): refuse_unread(campaign, said)
 
 
 def test_killed_in_the_middle_it_says_how_to_go_on_and_does(ended):

@@ -24,10 +24,10 @@ from hirm.config import Config, as_config, judged_environments
 from hirm.environments import ENVIRONMENTS, Environment, common_episodes, nameable_environments, stream
 from hirm.features import COLUMNS
 from hirm.frictions import Proportional
-from hirm.history import Windows
+from hirm.history import Windows, load_series, same_record
 from hirm.markets import GBM
 from hirm.objectives import METHODS
-from hirm.parameters import fingerprint, read_claim, read_whole
+from hirm.parameters import fingerprint, given_since, read_claim, read_whole
 from hirm.runs import Run, config_hash
 from hirm.training import load_policy, train
 
@@ -241,6 +241,43 @@ def test_a_file_that_changed_is_refused(prices):
     prices.write_text(prices.read_text().replace("2010-01-04,", "2010-01-04,1"))
     with pytest.raises(ValueError, match="has changed"):
         Config(**kept)
+
+
+@pytest.mark.parametrize("change", [lambda close: close, lambda close: 2 * close, lambda close: close.round(1)])
+def test_days_of_one_market_overlap_whatever_file_they_come_from(tmp_path, change):
+    series = load_series()
+    for name, rows in (("one", series), ("two", series.iloc[:-1].assign(close=change(series["close"].iloc[:-1])))): rows.to_csv(tmp_path / f"{name}.csv", index=False)
+    (tmp_path / "mine.yaml").write_text("mine_a: {file: one.csv, role: train, start: 2008-06-01, end: 2009-06-30, half_spread: 0.001}\n"
+                                        "mine_b: {file: two.csv, role: train, start: 2008-01-01, end: 2009-03-30, half_spread: 0.001}\n")
+    with pytest.raises(ValueError, match="environments must not share recorded windows, got mine_a and mine_b"): asked(plugins=str(tmp_path / "mine.yaml"), environments="mine_a,mine_b")
+    with pytest.raises(ValueError, match="must not share a day with what it is trained on, got gfc and mine_a"): asked(plugins=str(tmp_path / "mine.yaml"), environments="low,mine_a")
+
+
+def test_other_markets_do_not_overlap(prices, tmp_path):
+    assert not same_record("sp500", prices) and same_record("sp500", "sp500")
+
+
+@pytest.mark.parametrize("folder, says", [("book/results/phase1", "where the sources of the project are"), (".git/x", "where the sources of the project are"), ("profiles", "where the sources"),
+                                          ("~/x", "whose ~ is read by a shell only; write /")])
+def test_runs_lie_where_nothing_else_does(folder, says):
+    with pytest.raises(ValueError, match=says): asked(runs=folder)
+
+
+def test_runs_do_not_lie_in_a_run(tmp_path):
+    (tmp_path / "erm-s0-01234567").mkdir()
+    for name in ("config.yaml", "metadata.json"): (tmp_path / "erm-s0-01234567" / name).write_text("{}")
+    with pytest.raises(ValueError, match="where the run erm-s0-01234567 is"): asked(runs=str(tmp_path / "erm-s0-01234567" / "more"))
+
+
+def test_every_seed_is_in_its_range_not_the_first_alone():
+    assert asked(seed=10**9).seed == 10**9
+    with pytest.raises(ValueError, match="every seed must be a whole number from 0 to 1,000,000,000, got 1,000,000,001, the last of 2"): asked(seed=10**9, n_seeds=2)
+
+
+def test_names_of_a_notebook_that_are_given_another_value_are_given():
+    before = {"mirror": print, "In": []}
+    assert given_since(before, before | {"before": before, "seed": 3, "mirror": "offline", "_i": 4}) == {"seed": 3, "mirror": "offline"}
+    assert given_since(before, before | {"before": before}) == {}
 
 
 def test_two_files_of_one_name_are_not_guessed(prices, monkeypatch):

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from hirm.batches import policy_loss
-from hirm.config import Config
+from hirm.config import Config, judged_environments
 from hirm.environments import BLOCK, BLOCKS, ENVIRONMENTS, Environment, common_episodes
 from hirm.evaluation import (PROBES, Outcome, Probe, _long, announce, calendar_pnl, choose_hedger, costlier, crises, deepest_fall, diary, evaluate,
-                             expected_seconds, how_long, judge, jumpier, max_drawdown, metrics, outcomes, pnl_by_spot, relative_turnover, resting_band,
+                             expected_seconds, how_long, judge, jumpier, last_word, max_drawdown, met, metrics, outcomes, pnl_by_spot, relative_turnover, resting_band,
                              scene, tail_quantiles, what_next)
 from hirm.features import features
 from hirm.frictions import Proportional
@@ -23,7 +23,7 @@ from hirm.policies import BandPolicy, Blend, Delta, Ensemble
 from hirm.risk import cvar, cvar_error
 from hirm.runs import published
 from hirm.stats import interval
-from hirm.tables import crisis_table, digits
+from hirm.tables import crisis_table, digits, in_words, listed
 
 CRISIS = ENVIRONMENTS["crisis"]
 PROBE = {probe.name: probe for probe in PROBES}
@@ -387,6 +387,21 @@ def test_the_crises_of_the_answer(tmp_path):
 ])
 def test_what_to_try_next_follows_from_what_was_tried(asked, change, says):
     assert says in what_next(Config(**asked), pd.Series({"crisis": change, "gfc": -0.2}))
+
+
+@pytest.mark.parametrize("asked, seen, left", [
+    (dict(environments="low,gfc"), ["gfc"], ["crisis", "volmageddon", "covid", "bear_2022"]),
+    (dict(environments="low,crisis"), ["crisis"], []),
+    (dict(environments="low,medium", validate_on="crisis"), ["crisis"], []),
+    (dict(environments="low,history_low", validate_on="gfc"), ["gfc"], ["crisis", "volmageddon", "covid", "bear_2022"]),
+    (dict(environments="low,years_2008_2012"), ["gfc", "years_2008_2012"], ["crisis", "volmageddon", "covid", "bear_2022"])])
+def test_a_crisis_that_was_met_in_training_is_not_counted_as_one_that_was_won(asked, seen, left):
+    config = Config(scale="smoke", **asked)
+    assert met(config) == seen and crises(config) == left
+    rows = [(method, name, risk) for method, risk in (("irm", 0.01), ("delta", 0.02)) for name in judged_environments(config)]
+    said = last_word(config, pd.DataFrame(rows, columns=["method", "environment", "cvar95"]), "irm")
+    assert f"It was trained on {listed(seen, '', '{names}', '{names}')} or chosen by" in said
+    assert (f"In all {in_words(len(left))} crises this hedger loses less than delta" if left else "This hedger has met every crisis by which it could be judged.") in said
 
 
 def test_the_scene_is_the_deepest_fall_or_covid():

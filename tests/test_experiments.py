@@ -20,10 +20,10 @@ from conftest import ROOT
 from hirm.config import Config
 from hirm.environments import ENVIRONMENTS
 from hirm.evaluation import evaluate
-from hirm.panel import Panel, Trial, as_panel
+from hirm.panel import Panel, Trial, _is_oracle, as_panel
 from hirm.launch import default_parameters
 from hirm.policies import Ensemble
-from hirm.runs import Checkpoints, Record, Run, published, read_tensors, write_tensors
+from hirm.runs import Checkpoints, Record, Run, _digest, published, read_tensors, write_tensors
 from hirm.tables import answer, beaten
 from hirm.training import load_policy
 
@@ -229,9 +229,10 @@ def asked_so(folder):
     for path in (folder / "checkpoints").glob("step-*"):
         tensors, facts = read_tensors(path)
         write_tensors(path, tensors, facts | {"run": own.name})
-    facts = {name: value for name, value in record.metadata.items() if name != "files"}
-    (folder / "metadata.json").write_text(json.dumps(facts))
+    facts = record.metadata
     folder.rename(own)
+    facts["files"] = {name: _digest((own / name).read_bytes()) for name in facts["files"]}
+    (own / "metadata.json").write_text(json.dumps(facts))
 
 
 def test_runs_that_do_not_belong_together_are_refused(altered):
@@ -316,6 +317,35 @@ def test_an_edited_record_is_refused_by_panel_and_policy(runs, tmp_path, pattern
     for read in (lambda: Panel(runs=str(tmp_path / "runs")).records, lambda: load_policy(Run((tmp_path / "runs").joinpath(path.relative_to(tmp_path / "runs").parts[0])))):
         with pytest.raises(ValueError, match=f"run irm-s1-[0-9a-f]+: expected {says}.*; put it back, or train anew: "): read()
     assert list(Panel(runs=str(tmp_path / "runs"), methods="erm").records) == ["erm"]  # and blocks nobody else
+
+
+def test_a_run_that_lost_its_config_or_its_name_is_not_left_out_in_silence(runs, tmp_path):
+    shutil.copytree(runs, tmp_path / "runs")
+    folder = next((tmp_path / "runs").glob("irm-s1-*"))
+    (folder / "config.yaml").rename(tmp_path / "kept")
+    with pytest.raises(FileNotFoundError, match="run irm-s1-.*: expected its config.yaml, got none; put it back"): Panel(runs=str(tmp_path / "runs")).records
+    assert list(Panel(runs=str(tmp_path / "runs"), methods="erm").records) == ["erm"]
+    (tmp_path / "kept").rename(folder / "config.yaml")
+    folder.rename(folder.with_name(folder.name + "x"))
+    with pytest.raises(ValueError, match="must be folders named METHOD-sSEED-PROTOCOL, got irm-s1-.*x, which holds a run"): Panel(runs=str(tmp_path / "runs")).records
+
+
+@pytest.mark.parametrize("asked, oracle", [
+    (dict(environments="low,medium", validate_on="high"), False), (dict(environments="until_2007_low,until_2007_medium", validate_on="high"), False),
+    (dict(environments="low,history_low", validate_on="high"), False), (dict(environments="low,gfc", validate_on="high"), True),
+    (dict(environments="low,years_2008_2012", validate_on="high"), True), (dict(environments="low,medium", validate_on="years_2018_2022"), True),
+    (dict(environments="low,worst_2002_08", validate_on="high"), True), (dict(environments="low,medium", validate_on="holdout"), True)])
+def test_who_has_met_a_test_is_an_oracle_whatever_the_test_is_called(asked, oracle):
+    assert _is_oracle(asked) is oracle
+
+
+def test_what_another_command_published_is_not_written_over(runs, tmp_path):
+    panel = as_panel(dict(runs=str(runs), methods="erm", seeds="0,1", environments="low", n_paths=100, out=str(tmp_path / "out")))
+    panel.write("diagnose", table=pd.DataFrame({"a": [1]}))
+    panel.write("diagnose", table=pd.DataFrame({"a": [2]}))  # the same command may
+    with pytest.raises(ValueError, match="out must be a folder of its own, got .*out, where the results of another command are published"): panel.write("evaluate", table=pd.DataFrame({"a": [3]}))
+    assert pd.read_csv(tmp_path / "out" / "table.csv")["a"].tolist() == [2]
+    with pytest.raises(ValueError, match="n_paths must be .*100"): as_panel(dict(runs=str(runs), n_paths=20))
 
 
 def test_the_command_that_an_edited_record_is_told_makes_it_anew(runs, tmp_path):

@@ -342,6 +342,14 @@ def test_a_bad_file_is_refused_with_row_and_cure(tmp_path, case):
         Windows(path).dates
 
 
+def test_a_row_with_a_cell_too_few_is_refused_for_which_one_is_missing_cannot_be_told(tmp_path):
+    rows = invented(300).assign(open=lambda f: f["close"], factor=1.0)[["date", "open", "close", "factor"]]
+    lines = rows.to_csv(index=False).splitlines()
+    lines[9] = ",".join(lines[9].split(",")[:1] + lines[9].split(",")[2:])
+    (tmp_path / "mine.csv").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=r"rows have fewer cells than the header, which has 4, got '3' in row 10 \(1 such\); write a separator where a cell is empty"): load_series(tmp_path / "mine.csv")
+
+
 def test_a_file_that_is_no_table_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="must be 'sp500' or the path of a CSV file, got 'nowhere.csv'.*check the path"):
         load_series("nowhere.csv")
@@ -489,6 +497,8 @@ def frozen(first, n):
 
 
 SERIES = {
+    "thousands by a point": (lambda: invented(300).assign(close=[999.0 if i < 150 else 1.001 for i in range(300)] * np.linspace(1, 1.2, 300)), r"close must not move twentyfold in a day, got '-99.9 %' in row 152 \(1 such\); write prices like 1234.5"),
+    "a slip by two decimals": (lambda: split((150, 100), (151, 0.01))(), r"close must not move twentyfold in a day, got '-99.0 %' in row 152 \(2 such, in rows 152…153\)"),
     "weekly": (lambda: on_days(pd.date_range("2005-01-07", periods=300, freq="W-FRI")), "closes must be daily, got 'a row every 7 days' in row 22 "),
     "biweekly": (lambda: on_days(pd.date_range("2005-01-07", periods=300, freq="14D")), "got 'a row every 14 days'"),
     "monthly": (lambda: on_days(pd.date_range("1990-01-31", periods=300, freq="ME")), "got 'a row every 31 days'"),

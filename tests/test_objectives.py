@@ -2,6 +2,7 @@
 import math
 import warnings
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -504,3 +505,21 @@ def test_a_dummy_with_scale_and_bias_is_a_head():
     shifted = Sample((value.unflatten(-1, (2, -1)) + bias[..., None]).flatten(-2), CVaR(), head=dummy)
     by_bias = head_gradients(shifted, {})[..., 1].mean(2)  # both halves, for they share the threshold
     assert torch.allclose(by_bias, torch.ones(2, 3, dtype=torch.float64), atol=0.02)  # of a sample: up to the smoothing
+
+
+def test_a_weight_that_nothing_reads_is_refused():
+    for name, method in METHODS.items():
+        if name == "erm":
+            with pytest.raises(ValueError, match="penalty_weight must be left out for erm, whose objective has no penalty to weigh, got 0.1"): method.check(2, [0.1])
+        else:
+            method.check(2, [0.3])
+    METHODS["erm"].check(2, [0.0])
+    Method("mine", lambda sample, weight, state: sample.loss.mean((1, 2)) + weight).check(2, [3.0])
+    with pytest.raises(ValueError, match="penalty_weight must be left out for mine"): Method("mine", lambda sample, weight, state: sample.loss.mean((1, 2))).check(2, [3.0])
+
+
+@pytest.mark.parametrize(("given", "got"), [(lambda loss: None, "None"), (lambda loss: 0.3, "0.3"), (lambda loss: loss.mean(), r"\(\)"), (lambda loss: loss.mean(-1), r"\(2, 2\)")])
+def test_an_objective_is_one_number_a_member(given, got):
+    method = Method("mine", lambda sample, weight, state: given(sample.loss))
+    with pytest.raises(ValueError, match=rf"method mine: its objective must be one number a member, \(2,\), got {got}; sum or average"):
+        method(SimpleNamespace(loss=torch.ones(2, 2, 8)), torch.ones(2), {})

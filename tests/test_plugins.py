@@ -3,7 +3,7 @@ import json
 import os
 import re
 import shlex
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -14,13 +14,15 @@ import yaml
 from conftest import ROOT
 from hirm import parameters
 from hirm.config import REGISTRIES, Config, judged_environments, known_environments, training_environments
-from hirm.environments import ENVIRONMENTS, read_environments
+from hirm.environments import ENVIRONMENTS, Environment, read_environments
+from hirm.frictions import Proportional
 from hirm.history import Windows
+from hirm.markets import GBM
 from hirm.panel import Panel
 from hirm.policies import Learnable
 from hirm.pricing import EuropeanCall, premium, simulated_premium
 from hirm.runs import Record, Run, config_hash
-from hirm.training import train
+from hirm.training import check_own_parts, train
 
 PAGE = (ROOT / "book" / "plugins.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -253,6 +255,8 @@ def test_recorded_environments_of_ones_own(registries, tmp_path):
     ("a: {file: tulips.csv, role: test, half_spread: 0.001, centered: 'false'}", "centered must be true or false, without quotes, got 'false'"),
     ("a: {file: tulips.csv, role: train, half_spread: 0.001, low: '0.1'}", "low must be a number, a bound of the annualised vol, got '0.1'; 18 % is 0.18"),
     ("low: {file: tulips.csv, role: test, half_spread: 0.001}", "environment 'low' is there already"),
+    ("a: {file: tulips.csv, role: train, half_spread: 0.001, high: 20}", "high must be a number, a bound of the annualised vol, got 20; 18 % is 0.18"),
+    ("a: {file: tulips.csv, role: test, half_spread: 0.001}\na: {file: tulips.csv, role: train, half_spread: 0.001}", "must be YAML, got 'a twice'"),
 ])
 def test_a_file_of_environments_that_is_wrong_is_refused(load, tmp_path, text, message):
     write_parts(tmp_path)
@@ -267,3 +271,76 @@ def test_the_coin_of_the_page_is_fair_and_its_formula_close(registries, tmp_path
     assert abs(spot.mean() - 1) < 4 * spot.std() / 50_000**0.5
     price, error = simulated_premium(market, EuropeanCall(), 60 / 252)
     assert abs(price - premium(market, EuropeanCall(), 60 / 252)) < 4 * error + 2e-4
+
+
+SEERS = """
+import torch
+from dataclasses import replace
+from hirm.environments import ENVIRONMENTS, Environment
+from hirm.features import COLUMNS, Column
+from hirm.markets import GBM
+from hirm.policies import POLICIES, BandPolicy
+for name, values in dict(ahead=lambda e: e.paths.spot[..., -1:].expand_as(e.paths.spot), noise=lambda e: torch.rand_like(e.paths.spot), centred=lambda e: e.paths.spot - e.paths.spot.mean(-1, keepdim=True),
+                         highest=lambda e: e.paths.spot.cummax(-1).values, flat=lambda e: e.paths.spot[..., 0], double=lambda e: e.paths.spot.double()).items():
+    COLUMNS[name] = Column(name, "regime", values)
+class Seer(BandPolicy):
+    def forward(self, episode, **options):
+        return super().forward(episode, **options) + (episode.paths.spot[..., -1] > 1).to(episode.payoff.dtype)[..., None, None]
+class Honest(BandPolicy): pass
+POLICIES |= dict(seer=Seer, honest=Honest)
+"""
+
+
+@pytest.mark.parametrize("asked, says", [
+    (dict(extra_features="ahead"), "column ahead must not look ahead, got values up to date 30 that change"), (dict(extra_features="centred"), "column centred must not look ahead"),
+    (dict(extra_features="noise"), "column noise must give the same for the same paths"), (dict(extra_features="flat"), r"column flat must be like the spot, .* got torch.Size\(\[1, 8\]\)"),
+    (dict(extra_features="double"), "column double must be like the spot, .* got torch.float64"), (dict(policy="seer"), "policy seer must not look ahead"),
+    (dict(extra_features="highest", policy="honest"), None)])
+def test_what_looks_ahead_or_cannot_be_repeated_is_refused_before_it_is_trained(registries, tmp_path, asked, says):
+    (tmp_path / "seers.py").write_text(SEERS)
+    config = Config(scale="smoke", environments="low,medium", plugins=str(tmp_path / "seers.py"), runs=str(tmp_path / "runs"), **asked)
+    if says is None:
+        return check_own_parts(config)
+    with pytest.raises(ValueError, match=says): train(config)
+    assert not list((tmp_path / "runs").glob("*-s0-*"))
+
+
+@dataclass(frozen=True)
+class Bent:
+    "A market that is right but for one thing."
+    how: str = ""
+
+    def simulate(self, n_paths, n_steps, dt, generator, **options):
+        n_paths, n_steps = n_paths - (self.how == "few"), n_steps - (self.how == "short")
+        paths = GBM(0.2).simulate(n_paths, n_steps, dt, None if self.how == "global" else generator, **options)
+        bent = {"hundred": lambda: replace(paths, spot=100 * paths.spot), "negative": lambda: replace(paths, spot=torch.cat([paths.spot[..., :-1], -paths.spot[..., -1:]], -1)), "nan": lambda: replace(paths, iv=paths.iv * np.nan),
+                "double": lambda: replace(paths, spot=paths.spot.double()), "dt": lambda: replace(paths, dt=1.0), "dict": lambda: vars(paths), "past": lambda: replace(paths, past=paths.past[..., 0])}
+        return bent.get(self.how, lambda: paths)()
+
+
+@pytest.mark.parametrize("how, says", [
+    ("hundred", "spot must begin at 1, the unit of all money, got 100; divide"), ("negative", "spot must be finite and not negative"), ("nan", "iv must be finite and not negative"),
+    ("double", "spot must be of the dtype asked for, torch.float32, got torch.float64"), ("dt", "dt must be the 0.00396.* years that were asked for, got 1.0"), ("dict", "simulate must give Paths, got dict"),
+    ("few", r"spot must be a tensor \(…, n_paths, n_steps\+1\), here \(…, 64, 61\)"), ("short", r"spot must be .*here \(…, 64, 61\), got torch.Size\(\[1, 64, 60\]\)"), ("past", "past must be daily log-returns"), ("", None)])
+def test_a_market_of_ones_own_gives_what_a_market_gives(how, says):
+    environment = Environment("mine", "train", Bent(how), Proportional(0.001))
+    draw = lambda: environment.episode(64, [torch.Generator().manual_seed(0)])
+    if says is None:
+        return draw()
+    with pytest.raises(ValueError, match=f"market of environment 'mine': {says}"): draw()
+
+
+@pytest.mark.parametrize("price", [None, -0.01, float("nan"), torch.ones(7), "dear"])
+def test_a_premium_of_ones_own_is_a_price(price, monkeypatch):
+    monkeypatch.setattr("hirm.environments.premium", lambda *given: price)
+    with pytest.raises(ValueError, match="premium of environment 'mine' must be a price of at least 0, one or one a path"):
+        Environment("mine", "train", Bent(), Proportional(0.001)).episode(64, [torch.Generator().manual_seed(0)])
+
+
+def test_the_same_text_elsewhere_reads_the_file_beside_it(registries, tmp_path):
+    for name, high in (("a", 1.0), ("b", 2.0)):
+        (tmp_path / name).mkdir()
+        write_parts(tmp_path / name)
+        (tmp_path / name / "own.yaml").write_text("own: {file: tulips.csv, role: test, half_spread: 0.001}\n")
+        config = Config(method="erm", scale="smoke", environments="low,medium", plugins=str(tmp_path / name / "own.yaml"))
+        assert str(judged_environments(config)["own"].market.source).startswith(str(tmp_path / name))

@@ -414,16 +414,24 @@ def test_a_folder_that_was_copied_is_not_another_run(tmp_path, name):
     assert run.verify()
 
 
-def test_a_run_of_before_there_were_fingerprints_is_read_and_published_as_unverified(tmp_path):
+@pytest.mark.parametrize("change", [lambda files: None, lambda files: {}, lambda files: [1], lambda files: {name: files[name] for name in files if "manifest" not in name},
+                                    lambda files: {name: files[name] for name in files if "final" not in name}])
+def test_a_finished_run_whose_fingerprints_were_taken_away_is_refused(tmp_path, change):
     run = whole_run(tmp_path / "runs")
     facts = run.metadata
-    assert set(facts.pop("files")) == {"metrics.jsonl", "final_metrics.json", "artifacts/metrics.csv", "checkpoints/manifest.json",
-                                       *(f"checkpoints/{one['file']}" for one in run.manifest()["checkpoints"])}
-    verified = json.loads((rooms.publish(tmp_path / "book", {}, [run], "make") / "provenance.json").read_text())
-    (run.folder / "metadata.json").write_text(json.dumps(facts))
-    assert run.verify() is False and len(collect(tmp_path / "runs", ["irm"], [3])) == 1
-    origin = json.loads((rooms.publish(tmp_path / "book", {}, [run], "make") / "provenance.json").read_text())
-    assert origin["unverified"] == [run.folder.name] and "unverified" not in verified
+    assert set(facts["files"]) == {"metrics.jsonl", "final_metrics.json", "artifacts/metrics.csv", "checkpoints/manifest.json",
+                                   *(f"checkpoints/{one['file']}" for one in run.manifest()["checkpoints"])}
+    (run.folder / "metadata.json").write_text(json.dumps(facts | {"files": change(facts["files"])}))
+    for read in (run.verify, lambda: collect(tmp_path / "runs", ["irm"], [3]), lambda: rooms.publish(tmp_path / "book", {}, [run], "make")):
+        with pytest.raises(ValueError, match="expected metadata.json as the run left it, got one without the fingerprints of its files"): read()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"files": 3}', '{"files": {"toy.csv": 3}}'])
+def test_a_publication_that_does_not_say_where_it_comes_from_is_refused(tmp_path, text):
+    folder = rooms.publish(tmp_path / "book", {"toy": pd.DataFrame({"a": [1]})}, [whole_run(tmp_path / "runs")], "make")
+    assert rooms.origin(folder)["command"] == "make"
+    (folder / "provenance.json").write_text(text)
+    with pytest.raises(ValueError, match="expected provenance.json of book/ as published, got text that was cut or damaged"): rooms.published(folder, "toy")
 
 
 @pytest.mark.parametrize("file, how", [(file, how) for file, many in DAMAGES.items() if file not in ("final_metrics.json", "artifacts/metrics.csv") for how in many])

@@ -3,6 +3,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from hirm.campaign import Plan
 from hirm.gathering import _walked, jobs
@@ -45,4 +46,8 @@ def test_days_gathered_are_those_ahead_of_members_alone_of_members_together_and_
     found = _walked(Plan(), runs)
     row = lambda method, pnl: dict(cell="until_2007", method=method, date="2008-02-01", pnl=pnl)
     assert found["days"].to_dict("records") == [row("blind", 2.0), row("delta", -0.5), row("blind_together", 2.5)]
+    mixed = pd.read_csv(tmp_path / "1" / "metrics.csv")
+    mixed.loc[mixed["method"] == "blend", "cvar95"] = 0.3
     assert found["together"].to_dict("records") == [dict(cell="until_2007", method="blind_together", environment="years_2008_2012", cvar95=0.25, mean_pnl=2.5, turnover=1.0)]
+    mixed.to_csv(tmp_path / "1" / "metrics.csv", index=False)  # judged when there were fewer seeds
+    with pytest.raises(ValueError, match="expected one of all seeds of blind in until_2007, got several.*--forcerun until_2007-blind"): _walked(Plan(), runs)
