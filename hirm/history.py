@@ -316,7 +316,7 @@ def _check_moves(
     slow = f"close stands still for {_STILL} days or more"
     _warn(stretch >= _STILL, close, source, slow, "leave out days without trading")
     leap = np.log(close).diff()
-    move = (100 * np.expm1(leap)).map("{:+.1f} %".format)
+    move = (100 * np.expm1(leap)).map(lambda percent: f"{percent:+.1f} %" if percent < 1e6 else f"{percent:+.3g} %")
     _refuse(leap.abs() > _SLIP, move, source, "close must not move twentyfold in a day",
             "write prices like 1234.5, without separators of thousands, and adjust them for splits")
     large = "close moves by about a fifth or more in a day"

@@ -498,6 +498,7 @@ def frozen(first, n):
 
 SERIES = {
     "thousands by a point": (lambda: invented(300).assign(close=[999.0 if i < 150 else 1.001 for i in range(300)] * np.linspace(1, 1.2, 300)), r"close must not move twentyfold in a day, got '-99.9 %' in row 152 \(1 such\); write prices like 1234.5"),
+    "another unit": (lambda: split((150, 1e-300))(), r"close must not move twentyfold in a day, got '\+9.97e\+301 %' in row 152 \(1 such\)"),
     "a slip by two decimals": (lambda: split((150, 100), (151, 0.01))(), r"close must not move twentyfold in a day, got '-99.0 %' in row 152 \(2 such, in rows 152…153\)"),
     "weekly": (lambda: on_days(pd.date_range("2005-01-07", periods=300, freq="W-FRI")), "closes must be daily, got 'a row every 7 days' in row 22 "),
     "biweekly": (lambda: on_days(pd.date_range("2005-01-07", periods=300, freq="14D")), "got 'a row every 14 days'"),
