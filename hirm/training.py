@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .batches import batches, policy_loss, risk_unit, shaken, validation_risk
-from .config import Config, known_environments, plugin_files, training_environments
+from .config import Config, judged_environments, known_environments, plugin_files, training_environments
 from .environments import common_episodes, stream
 from .features import COLUMNS, Scaler, features
 from .hedging import Episode, hedge
@@ -521,7 +521,7 @@ def _check_causal(what, see, episode, other):
 
 def check_own_parts(config: Config) -> None:
     "Try markets, columns and policies of one's own on a few paths. Raises ValueError for what looks ahead, is not repeated, or is no price."
-    environments = training_environments(config) | {config.validate_on: known_environments(config)[config.validate_on]}
+    environments = training_environments(config) | judged_environments(config)
 
     def drawn(environment, purpose):
         return environment.episode(8, [stream(0, purpose)], device=config.device)

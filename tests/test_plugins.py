@@ -305,6 +305,21 @@ def test_what_looks_ahead_or_cannot_be_repeated_is_refused_before_it_is_trained(
     assert not list((tmp_path / "runs").glob("*-s0-*"))
 
 
+def test_a_market_that_is_only_judged_in_is_tried_before_training_too(registries, tmp_path):
+    (tmp_path / "storm.py").write_text(SEERS.replace("POLICIES |=", """
+from dataclasses import dataclass
+@dataclass(frozen=True)
+class Loose:
+    def simulate(self, n_paths, n_steps, dt, generator, **options):
+        return GBM(0.2).simulate(n_paths, n_steps, dt, [torch.Generator().manual_seed(int(torch.randint(10**9, ())))], **options)
+from hirm.frictions import Proportional
+ENVIRONMENTS["storm"] = Environment("storm", "test", Loose(), Proportional(1e-3))
+POLICIES |="""))
+    config = Config(scale="smoke", environments="low,medium", plugins=str(tmp_path / "storm.py"), runs=str(tmp_path / "runs"))
+    with pytest.raises(ValueError, match="market of environment 'storm' must draw from the generator that it is given"): train(config)
+    assert not list((tmp_path / "runs").glob("*-s0-*"))
+
+
 @dataclass(frozen=True)
 class Bent:
     "A market that is right but for one thing."
