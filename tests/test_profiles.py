@@ -36,7 +36,8 @@ def test_a_rule_that_runs_an_experiment_says_what_it_needs():
     rules = re.split(r"^rule ", (ROOT / "Snakefile").read_text(), flags=re.M)[1:]
     papermill = [rule for rule in rules if 'shell: "papermill' in rule]
     assert len(papermill) >= 2
-    for rule in papermill: assert re.search(r"threads: \d+\s+resources: mem_mb=\d+, runtime=\d+", rule) and "log:" in rule, rule
+    for rule in papermill: assert re.search(r"threads: \d+\s+resources: mem_mb=\d+, runtime=MINUTES", rule) and "log:" in rule, rule
+    assert re.search(r'^MINUTES = 300 if PLAN.scale == "paper" else 60\b', (ROOT / "Snakefile").read_text(), flags=re.M)
 
 
 def test_what_comes_from_outside_reaches_the_shell_quoted():
