@@ -39,16 +39,18 @@ SOURCES = "nbs", "hirm", "tests", "book", "profiles", ".git", ".github", ".ci"  
 def read_folder(
     name: str,  # of the parameter
     value,  # path, relative to the project or absolute
+    root: Path | None = None,  # of the project; of this one where it is left out
 ) -> str:
     "Read the path of a folder that holds nothing but results."
+    root = root or project()
     folder = read_text(name, value)
     if folder.startswith("~"):
         raise ValueError(f"{name} must be the path of a folder, got {value!r}, whose ~ is read by a shell only; write {os.path.expanduser(folder)}")
-    place = (project() / folder).resolve()
-    if project().is_relative_to(place):
+    place = (root / folder).resolve()
+    if root.is_relative_to(place):
         raise ValueError(f"{name} must be a folder of its own, got {value!r}, which holds the whole project; write runs/NAME")
     for sources in SOURCES:
-        if place.is_relative_to(project() / sources):
+        if place.is_relative_to(root / sources):
             raise ValueError(f"{name} must be a folder of its own, got {value!r}, where the sources of the project are; write runs/NAME")
     if inside := next((one for one in (place, *place.parents) if (one / "config.yaml").is_file() and (one / "metadata.json").is_file()), None):
         raise ValueError(f"{name} must be a folder of its own, got {value!r}, where the run {inside.name} is; write runs/NAME")

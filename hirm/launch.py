@@ -116,16 +116,25 @@ def fill_output(
     if len(plain) > 1:
         if Path(words[plain[1]]).resolve() != notebook.resolve(): return words
         sys.exit(f"papermill: expected an output other than the input, got {notebook} for both; leave it out and it goes to runs/notebooks/")
-    output = output_path(notebook, given_parameters(options))
-    runs = output.parent.parent.resolve()
-    if home(notebook).is_relative_to(runs):  # as from an empty variable of a script
-        sys.exit(f"papermill: expected a runs folder of its own, got {os.path.relpath(runs)}, which holds the whole project; write -p runs runs/NAME")
+    given = given_parameters(options)
+    output = output_path(notebook, given)
     try:
+        if "runs" in given:
+            _check_folder(given["runs"], home(notebook))
         output.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(output.parent, os.W_OK): raise PermissionError(13, "Permission denied")
     except OSError as error:
         sys.exit(f"papermill: expected a runs folder that can be written, got {os.path.relpath(output.parent)} ({error.strerror}); name another by -p runs FOLDER")
     return [*words[:plain[0] + 1], os.path.relpath(output), *words[plain[0] + 1:]]
+
+
+def _check_folder(runs, project: Path) -> None:
+    "Refuse what no run would be kept in, before the executed notebook is put there."
+    from .config import read_folder  # two seconds, for those only who name a folder
+    try:
+        read_folder("runs", runs, project)
+    except ValueError as error:
+        sys.exit(f"papermill: {error}")
 
 # %% ../nbs/22_launch.ipynb #667f8407
 def __getattr__(name):

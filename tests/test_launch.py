@@ -151,13 +151,18 @@ def test_unwritable_runs_folder_is_refused_before_any_work(project):
     assert code != 0 and "expected a runs folder that can be written, got file/notebooks" in said and "Traceback" not in said
 
 
-@pytest.mark.parametrize("runs", ["", ".", "nbs/..", "/"])
-def test_runs_folder_that_holds_the_project_is_refused(project, runs, monkeypatch):
+@pytest.mark.parametrize("runs, said", [
+    ("", "must be text that is not empty"), (".", "holds the whole project"), ("nbs/..", "holds the whole project"), ("/", "holds the whole project"),
+    ("nbs", "where the sources of the project are"), ("book/results/phase1", "where the sources of the project are"), ("~/runs", "is read by a shell only"),
+    ("done/erm-s0-00000000", "where the run erm-s0-00000000 is"), ("done/erm-s0-00000000/artifacts", "where the run erm-s0-00000000 is")])
+def test_no_notebook_is_put_where_no_run_would_be_kept(project, runs, said, monkeypatch):
+    (project / "done" / "erm-s0-00000000").mkdir(parents=True)
+    for name in ("config.yaml", "metadata.json"): (project / "done" / "erm-s0-00000000" / name).touch()
     monkeypatch.chdir(project)
-    before = sorted(project.iterdir())
-    with pytest.raises(SystemExit, match="expected a runs folder of its own, got .*which holds the whole project; write -p runs runs/NAME"):
+    before = sorted(project.rglob("*"))
+    with pytest.raises(SystemExit, match=f"papermill: runs .*{said}"):
         fill_output(["nbs/train.ipynb", "-p", "runs", runs])
-    assert sorted(project.iterdir()) == before
+    assert sorted(project.rglob("*")) == before
 
 
 def test_help_still_helps(project):
