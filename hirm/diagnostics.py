@@ -309,7 +309,7 @@ def _compare(
 
 def diagnose(
     policies: Mapping[str, Callable],  # name -> policy, members on the leading axis
-    environments: Iterable[Environment],  # simulated
+    environments: Iterable[Environment],  # simulated, two or more
     n_paths: int,  # of each environment, even
     seed: int,  # of the evaluation paths
     *,
@@ -320,9 +320,11 @@ def diagnose(
 ) -> Diagnosis:
     """Return the diagnostics of policies, and of the baselines beside them, on common paths.
 
-    Raises ValueError for recorded windows and for an odd number of paths.
+    Raises ValueError for recorded windows, for one environment alone and for an odd number of paths.
     """
     chosen = list(environments)
+    if len(chosen) < 2:
+        raise ValueError(f"environments must be two or more to be compared, got {', '.join(e.name for e in chosen) or 'none'}; name another beside it")
     found = {}  # environment -> policy -> traces
     for environment in progress(chosen, desc="diagnosing", disable=quiet):
         shown = baselines(environment) | dict(policies)
@@ -342,8 +344,7 @@ def diagnose(
         for policy in found[names[0]]:
             own = [found[name][policy] for name in names]
             compared.append(_rows(policy, _compare(own, delta, lowest, alpha), seeds, set=label))
-    comparison = pd.concat(compared, ignore_index=True) if compared else pd.DataFrame()
-    return Diagnosis(pd.concat(rows, ignore_index=True), comparison)
+    return Diagnosis(pd.concat(rows, ignore_index=True), pd.concat(compared, ignore_index=True))
 
 
 def _sets(environments: Sequence[Environment]) -> dict[str, list[str]]:

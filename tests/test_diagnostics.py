@@ -153,6 +153,12 @@ def test_the_same_paths_under_two_names_do_not_differ(monkeypatch):
     assert seen["cosine"].dropna().sub(1).abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("names, got", [((), "none"), (("crisis",), "crisis")])
+def test_one_environment_alone_is_refused(names, got):
+    with pytest.raises(ValueError, match=f"environments must be two or more to be compared, got {got}; name another"):
+        diagnose({"delta": Delta()}, [ENVIRONMENTS[name] for name in names], 200, 0)
+
+
 def test_frames_are_tidy_and_the_table_is_text():
     seen = diagnose({"it": learned()}, [ENVIRONMENTS[name] for name in ("low", "crisis", "crisis_jumps")], 200, 0, seeds=[4, 9])
     assert set(seen.environments["method"]) == {"no_hedge", "delta", "whalley_wilmott", "minimum_variance", "it"} and set(seen.stability["set"]) == {"all", "test"}
