@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from .campaign import PORTIONS, PRIMARY, Job, Look, Plan, chosen_weights, cures, erm_of_cures, ladder, learning, limits, main_job, phase1, phase1_looks, phase2, phase2_pilot, portion, swaps, walk
+from .campaign import FEW, MOST_SEEDS, PORTIONS, PRIMARY, TOGETHER, Job, Look, Plan, as_plan, chosen_weights, cures, erm_of_cures, ladder, learning, limits, main_job, phase1, phase1_looks, phase2, phase2_pilot, portion, swaps, walk
 from .config import HOME, Config, as_config, judged_environments
 from .diagnostics import diagnose, response, tells_column, tells_environment
 from .environments import Environment, nameable_environments
@@ -386,6 +386,7 @@ class Campaign:
     facts: tuple[str, ...] = ("policy", "realized_vol", "penalty_weight")  # what tells the judged runs of one arm apart
     pages: tuple[str, ...] = ()  # of the book, made from the results at scale laptop
     reads: tuple[str, ...] = ("scale", "seeds", "device")  # words of --config
+    most_seeds: int = MOST_SEEDS  # of `--config seeds`: where more would change nothing
 
 
 def _portions(name: str, whole: Callable[[Plan], list[Job]], **rest) -> dict[str, Campaign]:
@@ -395,8 +396,8 @@ def _portions(name: str, whole: Callable[[Plan], list[Job]], **rest) -> dict[str
 
 BY_WEIGHT, BY_CELL = ("cell", "penalty_weight"), ("cell",)
 CAMPAIGNS = {
-    "main_job": Campaign(main_job, tables=_hedgers, facts=("realized_vol",)),
-    "learning": Campaign(learning, tables=_validation),
+    "main_job": Campaign(main_job, tables=_hedgers, facts=("realized_vol",), most_seeds=FEW),
+    "learning": Campaign(learning, tables=_validation, most_seeds=FEW),
     "tuned": Campaign(chosen_weights, facts=BY_WEIGHT),
     "phase1": Campaign(phase1, phase1_looks, _of_phase1, pages=("book/phase1.ipynb", "book/learning.ipynb", "nbs/index.ipynb"), reads=tuple(vars(Plan()))),
     "phase2_pilot": Campaign(phase2_pilot, facts=BY_WEIGHT, reads=("scale", "device")),
@@ -404,10 +405,10 @@ CAMPAIGNS = {
     **_portions("phase2", phase2, tables=_looks_inside, facts=BY_WEIGHT),
     "ladder": Campaign(ladder, facts=BY_WEIGHT),
     **_portions("ladder", ladder, facts=BY_WEIGHT),
-    "cures": Campaign(cures, tables=_of_cures, facts=BY_CELL),
-    "walk_forward": Campaign(walk, tables=_walked, facts=BY_CELL),
-    "limits": Campaign(limits, facts=BY_CELL),
-    "swaps": Campaign(swaps, facts=BY_CELL),
+    "cures": Campaign(cures, tables=_of_cures, facts=BY_CELL, most_seeds=FEW),
+    "walk_forward": Campaign(walk, tables=_walked, facts=BY_CELL, most_seeds=TOGETHER),
+    "limits": Campaign(limits, facts=BY_CELL, most_seeds=FEW),
+    "swaps": Campaign(swaps, facts=BY_CELL, most_seeds=FEW),
 }
 
 # %% ../nbs/24_gathering.ipynb #7b52ef59
@@ -427,10 +428,12 @@ def refuse_unread(
     campaign: str,  # a key of CAMPAIGNS
     given: Mapping,  # what `snakemake --config` says
 ) -> None:
-    "Raise ValueError for a word that means nothing to a campaign."
-    reads = CAMPAIGNS[campaign].reads
+    "Raise ValueError for a word that means nothing to a campaign, and for more seeds than it holds."
+    reads, most = CAMPAIGNS[campaign].reads, CAMPAIGNS[campaign].most_seeds
     if unread := [name for name in given if name not in reads]:
         raise ValueError(f"--config of {campaign} must be of {', '.join(reads)}, got {', '.join(unread)}, which it does not read; leave it out")
+    if "seeds" in given and as_plan(given).seeds > most:
+        raise ValueError(f"--config seeds of {campaign} must be at most {most}, got {given['seeds']}, of which it would leave out the rest; write seeds={most}")
 
 
 def _refuse_missing(campaign: str, plan: Plan, runs: list[tuple[Job, Run]]) -> None:

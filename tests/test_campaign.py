@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from conftest import ROOT
-from hirm.campaign import ABOVE, CHOSEN, FAMILY, PORTIONS, Job, Plan, as_plan, words
+from hirm.campaign import ABOVE, CHOSEN, FAMILY, MOST_SEEDS, PORTIONS, Job, Plan, as_plan, words
 from hirm.gathering import BASELINES, CAMPAIGNS, diverged, jobs, judged, publications, published_rows, refuse_unread, runs_of, sources
 from hirm.config import as_config
 from hirm.history import CRISES
@@ -382,6 +382,24 @@ def test_a_word_that_a_campaign_does_not_read_is_refused(campaign, said, unread)
     if unread is None:
         return refuse_unread(campaign, said)
     with pytest.raises(ValueError, match=f"--config of {campaign} must be of .*, got {unread}, which it does not read; leave it out"): refuse_unread(campaign, said)
+
+
+@pytest.mark.parametrize("campaign", [name for name, campaign in CAMPAIGNS.items() if "seeds" in campaign.reads])
+def test_more_seeds_than_a_campaign_holds_are_refused_not_left_out(campaign):
+    trained = lambda seeds: sum(job.n_seeds for job in jobs(campaign, Plan(scale="smoke", seeds=seeds)))
+    most = CAMPAIGNS[campaign].most_seeds
+    refuse_unread(campaign, dict(scale="smoke", seeds=most))
+    if most == MOST_SEEDS:
+        return
+    assert trained(most - 1) < trained(most) == trained(most + 1)
+    with pytest.raises(ValueError, match=f"--config seeds of {campaign} must be at most {most}, got {most + 1}, .*write seeds={most}"):
+        refuse_unread(campaign, dict(scale="smoke", seeds=most + 1))
+
+
+@pytest.mark.parametrize("campaign", [name for name, campaign in CAMPAIGNS.items() if campaign.most_seeds == MOST_SEEDS and "seeds" in campaign.reads])
+def test_every_seed_asked_for_is_trained(campaign):
+    trained = [sum(job.n_seeds for job in jobs(campaign, Plan(scale="smoke", seeds=seeds))) for seeds in (6, 7, 20)]
+    assert trained == sorted(set(trained))
 
 
 def test_killed_in_the_middle_it_says_how_to_go_on_and_does(ended):
