@@ -208,7 +208,7 @@ class Panel:
     environments: str = "all"  # comma-separated, or all that the runs' own judgement has
     n_paths: int = 10_000  # of each simulated environment
     device: str = "cpu"  # cpu | cuda | cuda:N
-    out: str | None = None  # folder of the results; <runs>/<experiment>/band-blind, or the like, if left out
+    out: str | None = None  # folder of the results; <runs>/<experiment>/band-blind, or the like, with the choice of runs, if left out
     plugins: str = ""  # files or modules with parts of one's own, comma-separated; those of the runs are known by their records
 
     def __post_init__(self):
@@ -311,13 +311,18 @@ def _refuse_other(folder: Path, experiment: str) -> None:
         raise ValueError(f"out must be a folder of its own, got {folder}, where the results of another command are published; write -p out runs/NAME")
 
 
+def _who(asked: Mapping, defaults: Mapping) -> str:
+    """Return the name of a look's folder, by the runs that are looked at: some of them never take the place of all."""
+    chosen = [f"{name}={asked[name]}" for name in ("methods", "seeds", "protocols", "ensemble") if name in asked and asked[name] != defaults[name]]
+    return "-".join([asked["policy"], "seeing" if asked["realized_vol"] else "blind", *chosen]).replace(",", "_")
+
+
 def _write(panel: Panel, experiment: str, frames: Mapping[str, pd.DataFrame]) -> list[str]:  # files, from the project
     """Write frames as CSV, and last of all the command, the runs and the machines that they come from."""
-    cell = f"{panel.policy}-{'seeing' if panel.realized_vol else 'blind'}"
-    folder = check_writable(panel.out or Path(panel.runs) / experiment / cell)
-    _refuse_other(folder, experiment)
     defaults = {field.name: field.default for field in fields(panel)}
     asked = {name: getattr(panel, name) for name in defaults if name not in ("out", "device")}
+    folder = check_writable(panel.out or Path(panel.runs) / experiment / _who(asked, defaults))
+    _refuse_other(folder, experiment)
     given = []
     for name, value in asked.items():
         elsewhere = name == "runs" and Path(value).is_absolute()  # a path of this machine has no place in a record

@@ -348,6 +348,14 @@ def test_what_another_command_published_is_not_written_over(runs, tmp_path):
     with pytest.raises(ValueError, match="n_paths must be .*100"): as_panel(dict(runs=str(runs), n_paths=20))
 
 
+def test_a_look_at_some_runs_takes_no_place_of_the_look_at_all(runs):
+    table = pd.DataFrame({"a": [1]})
+    looks = [Trial(runs=str(runs)), Trial(runs=str(runs), methods="erm"), Trial(runs=str(runs), seeds="0"), Trial(runs=str(runs), ensemble=2), Panel(runs=str(runs), methods="erm", seeds="1")]
+    kept = [Path(panel.write("tried", table=table)[0]).parent.name for panel in looks]
+    assert kept == ["band-blind", "band-blind-methods=erm", "band-blind-seeds=0", "band-blind-ensemble=2", "band-blind-methods=erm-seeds=1"]
+    shutil.rmtree(runs / "tried")
+
+
 def test_the_command_that_an_edited_record_is_told_makes_it_anew(runs, tmp_path):
     shutil.copytree(runs, tmp_path / "runs")
     run = Record(next((tmp_path / "runs").glob("irm-s1-*")))
