@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VALUES', 'read_command', 'given_parameters', 'default_parameters', 'home', 'output_path', 'fill_output',
-           'choose_engine', 'from_project', 'MystRenderer']
+           'choose_engine', 'warnings_of', 'from_project', 'MystRenderer']
 
 # %% ../nbs/22_launch.ipynb #ea8af677
 import ast
@@ -172,11 +172,28 @@ def _engine():
                 print("\nInterrupted. Give the same command again, and it goes on from the last state that was kept.", file=sys.stderr)
                 raise SystemExit(130) from None
             finally:
-                for cell in nb_man.nb.cells:
-                    for output in cell.get("outputs", []):
-                        if output.output_type == "error":
-                            output.traceback = [from_project(line) for line in output.traceback]
+                outputs = [output for cell in nb_man.nb.cells for output in cell.get("outputs", [])]
+                _hide_places(outputs)
+                for warning in warnings_of(outputs):  # they stand in the notebook, which may never be opened
+                    print(f"\nWarning: {warning}", file=sys.stderr)
     return Engine
+
+
+def _hide_places(outputs) -> None:
+    "Name files from the project in the tracebacks and the warnings of a notebook."
+    for output in outputs:
+        if output.output_type == "error":
+            output.traceback = [from_project(line) for line in output.traceback]
+        if output.get("name") == "stderr":
+            output.text = from_project(output.text)
+
+
+def warnings_of(
+    outputs,  # of an executed notebook
+) -> list[str]:  # each once
+    "What a notebook was warned of."
+    said = "".join(output.text for output in outputs if output.get("name") == "stderr")
+    return list(dict.fromkeys(re.findall(r"^\S+:\d+: \w*Warning: (.+)", said, re.M)))
 
 
 def from_project(

@@ -126,6 +126,18 @@ def test_a_stored_traceback_names_no_place_of_this_machine(project):
         assert "hirm/config.py" in text and str(ROOT) + "/hirm" not in text, text
 
 
+@pytest.mark.parametrize("ends", ["", "\nConfig(method='imr')"])
+def test_what_a_notebook_is_warned_of_is_said_on_the_terminal_and_names_no_place(project, ends):
+    notebook = nbformat.read(project / "nbs" / "train.ipynb", 4)
+    warns = "for _ in 'ab': warnings.warn_explicit('closes leap', UserWarning, config.__file__, 7)"
+    notebook.cells[-1].source = f"import warnings\nfrom hirm import config\nfrom hirm.config import Config\n{warns}" + ends
+    nbformat.write(notebook, project / "nbs" / "train.ipynb")
+    code, said = pipe([PAPERMILL, "nbs/train.ipynb"], project)
+    stored = next(project.glob("runs/notebooks/*.ipynb")).read_text()
+    assert code == bool(ends) and said.count("\nWarning: closes leap\n") == 1
+    assert "hirm/config.py:7: UserWarning: closes leap" in stored and str(ROOT) + "/hirm" not in stored
+
+
 def test_another_engine_that_is_named_is_left(project):
     words = [str(project / "nbs" / "train.ipynb"), *LINE]
     assert choose_engine(words) == ["--engine", "hirm", *words] and choose_engine([*words, "--engine", "nbclient"]) == [*words, "--engine", "nbclient"]
