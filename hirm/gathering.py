@@ -483,7 +483,21 @@ def published_rows(
         if others := sorted(set(published(folder, name)["cell"]) - own):
             raise ValueError(f"{folder} must hold {', '.join(sorted(own))}, got {', '.join(others)}: a copy of another publication; "
                              f"make it anew by snakemake -c2 {Path(folder).name}")
+        _refuse_fewer(folders[0], folder)
     return published_cells(folders, name)
+
+
+def _refuse_fewer(whole: str, portion: str) -> None:
+    "Refuse a portion that holds no more seeds of an arm than the whole: one of them is out of date."
+    held = []
+    for folder in (whole, portion):
+        rows = published(folder, "metrics")
+        held.append(rows[~rows["method"].isin(BASELINES)].groupby(["cell", "method"])["seed"].nunique())
+    fewer = held[1][held[1] <= held[0].reindex(held[1].index)]
+    if len(fewer):
+        (cell, method), n_seeds = fewer.index[0], fewer.iloc[0]
+        raise ValueError(f"{portion} must hold more seeds than {whole}, in whose place it is read, got {n_seeds} of {cell}, {method}, and {held[0][cell, method]} there; "
+                         "one is out of date: rm -r the portion, or publish the whole with fewer")
 
 
 def sources(

@@ -304,12 +304,14 @@ def test_phase2_is_read_from_its_portions_where_they_are_in_print(tmp_path, monk
         for name, text in tables.items(): (path / f"{name}.csv").write_text(text)
         (path / "provenance.json").write_text(json.dumps({"files": {f"{name}.csv": hirm.runs._digest(text) for name, text in tables.items()}}))
 
-    put("phase2", metrics="cell,method,cvar95\nprimary,erm,1\nprimary,oracle,8\ndose_0,erm,2\ndose_0,erm,3\nlevels,erm,4\n", known="cell,column\nlevels,5\n")
-    put("phase2_doses", metrics="cell,method,cvar95\ndose_0,erm,6\n")
-    put("phase2_oracle", metrics="cell,method,cvar95\nprimary,oracle,9\n")
+    table = lambda *rows: "cell,method,seed,cvar95\n" + "".join(f"{row}\n" for row in rows)
+    put("phase2", metrics=table("primary,erm,0,1", "primary,oracle,0,8", "dose_0,erm,0,2", "dose_0,delta,0,3", "levels,erm,0,4"), known="cell,column\nlevels,5\n")
+    put("phase2_doses", metrics=table("dose_0,erm,0,6", "dose_0,erm,1,5", "dose_0,delta,0,3"))
+    put("phase2_oracle", metrics=table("primary,oracle,0,9", "primary,oracle,1,10"))
     put("phase2_pilot", metrics="cell,cvar95\nprimary,7\n")
     assert publications("phase2") == ["book/results/phase2", "book/results/phase2_doses", "book/results/phase2_oracle"] and publications("phase2", "known") == ["book/results/phase2"]
-    assert published_rows("phase2", "metrics").values.tolist() == [["primary", "erm", 1], ["levels", "erm", 4], ["dose_0", "erm", 6], ["primary", "oracle", 9]]
+    assert published_rows("phase2", "metrics").values.tolist() == [
+        ["primary", "erm", 0, 1], ["levels", "erm", 0, 4], ["dose_0", "erm", 0, 6], ["dose_0", "erm", 1, 5], ["dose_0", "delta", 0, 3], ["primary", "oracle", 0, 9], ["primary", "oracle", 1, 10]]
     for folder in ("phase2", "phase2_doses", "phase2_oracle"):
         facts = json.loads((tmp_path / "book" / "results" / folder / "provenance.json").read_text())
         facts |= dict(commit="0123456789ab", dirty=False, command=f"snakemake -c2 {folder}", runs=dict.fromkeys(range(1200), ""))
@@ -321,6 +323,10 @@ def test_phase2_is_read_from_its_portions_where_they_are_in_print(tmp_path, monk
     shutil.rmtree(tmp_path / "book" / "results" / "phase2_doses")
     shutil.copytree(tmp_path / "book" / "results" / "phase2", tmp_path / "book" / "results" / "phase2_doses")
     with pytest.raises(ValueError, match="book/results/phase2_doses must hold dose_0, dose_0.1, dose_0.4, got levels, primary: a copy of another publication"): published_rows("phase2", "metrics")
+    for rows in (["dose_0,erm,0,6"], ["dose_0,erm,0,6", "dose_0,irm,0,6", "dose_0,irm,1,6"]):  # as old as the whole, or older
+        shutil.rmtree(tmp_path / "book" / "results" / "phase2_doses")
+        put("phase2_doses", metrics=table(*rows))
+        with pytest.raises(ValueError, match="phase2_doses must hold more seeds than book/results/phase2, .*got 1 of dose_0, erm, and 1 there"): published_rows("phase2", "metrics")
 
 
 def test_the_pilot_spends_seeds_that_no_other_campaign_uses():
