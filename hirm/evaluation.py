@@ -478,6 +478,8 @@ def last_word(
     """Say in how many of the crises that it has not met a hedger loses less than delta, which it has met, and what to try next."""
     seen, left = met(config), crises(config)
     noted = listed(seen, "", " It was trained on {names} or chosen by it, which is no test.", " It was trained on {names} or chosen by them, which are no tests.")
+    cases = [e.name for e in judged_environments(config).values() if e.name in left and isinstance(e.market, Windows)]
+    noted = listed(cases, "", " The recorded one is a case, and no test.", " The recorded ones are cases, and no test.") + noted
     if not left:
         return f"This hedger has met every crisis by which it could be judged.{noted}"
     change = beaten(metrics, hedger, left)

@@ -402,6 +402,7 @@ def test_a_crisis_that_was_met_in_training_is_not_counted_as_one_that_was_won(as
     rows = [(method, name, risk) for method, risk in (("irm", 0.01), ("delta", 0.02)) for name in judged_environments(config)]
     said = last_word(config, pd.DataFrame(rows, columns=["method", "environment", "cvar95"]), "irm")
     assert f"It was trained on {listed(seen, '', '{names}', '{names}')} or chosen by" in said
+    assert ("The recorded ones are cases, and no test." in said) == bool(left)
     assert (f"In all {in_words(len(left))} crises this hedger loses less than delta" if left else "This hedger has met every crisis by which it could be judged.") in said
 
 
