@@ -50,8 +50,8 @@ def colour(
 ) -> str:  # hexadecimal
     """Return the colour of a name, the same on every page; a name of your own gets a spare one by its spelling."""
     known = COLOURS | REGIMES
-    if name in known:
-        return known[name]
+    if (regime := name.removeprefix("history_")) in known:  # a recorded regime is drawn as the simulated one, in dashes
+        return known[regime]
     spelling = sum(ord(letter) for letter in name)
     return SPARE[spelling % len(SPARE)]
 
@@ -95,7 +95,7 @@ def styled(draw: Callable) -> Callable:
 def _each(frame: pd.DataFrame, by: str = "method") -> Iterator[tuple[str, pd.DataFrame, dict]]:
     """Yield each name in its order of appearance, its rows and its line style."""
     for name, rows in frame.groupby(by, sort=False):
-        yield name, rows, {"color": colour(name), "ls": DASHES.get(name, "-")}
+        yield name, rows, {"color": colour(name), "ls": DASHES.get(name, "--" if name.startswith("history_") else "-")}
 
 
 def _seeds(ax: Axes, rows: pd.DataFrame, x: str, y: str, scale: tuple[float, float], **style) -> None:
@@ -130,7 +130,7 @@ def learning_curves(
             kept = rows.loc[rows["step"] == best, "risk"].mean()
             ax.plot(best, kept, "o", ms=9, mfc="none", mec=INK, label="checkpoint kept")
     ax.set(xlabel="update", ylabel=risk)
-    ax.legend(ncols=2)
+    ax.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.2))  # a ring beside its key would be taken for a part of it
     if "penalty" in frame and frame["penalty"].notna().any():
         panel = ax.inset_axes((0, 1.06, 1, 0.28), sharex=ax)
         penalty = frame.dropna(subset="penalty").groupby("step")["penalty"].mean()
