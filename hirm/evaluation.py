@@ -7,7 +7,7 @@ __all__ = ['BASELINES', 'HELD_AS', 'PROBES', 'LEVELS', 'BLEND_SCALES', 'STARTING
            'baselines', 'costlier', 'jumpier', 'masked', 'scrambled', 'doubled', 'Probe', 'Judgement', 'tail_quantiles',
            'pnl_by_spot', 'calendar_pnl', 'pieces', 'outcomes', 'describe', 'judge', 'relative_turnover', 'evaluate',
            'Choice', 'choose_hedger', 'expected_seconds', 'how_long', 'met', 'crises', 'what_next', 'last_word',
-           'announce', 'resting_band', 'deepest_fall', 'scene', 'diary', 'record_judgement']
+           'announce', 'resting_band', 'deepest_fall', 'scene', 'diary', 'recorded_judgement', 'record_judgement']
 
 # %% ../nbs/18_evaluation.ipynb #1dd69c78
 import json
@@ -172,6 +172,19 @@ class Judgement:
     tails: pd.DataFrame     # quantile of the loss per level
     by_spot: pd.DataFrame   # mean P&L per bin of the terminal spot
     calendar: pd.DataFrame  # history only: mean P&L per calendar day over the windows open on it
+
+    def beside(self, other: "Judgement") -> "Judgement":
+        """Return this judgement together with another of the same environments and paths."""
+        joined = {}
+        for name in (f.name for f in fields(self)):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if not theirs.empty:
+                place = {environment: i for i, environment in enumerate(mine["environment"].unique())}
+                theirs = theirs[mine.columns].astype(mine.dtypes.to_dict())
+                mine = pd.concat([mine, theirs]).sort_values("environment", key=lambda names: names.map(place), kind="stable", ignore_index=True)
+            joined[name] = mine
+        joined["metrics"] = relative_turnover(joined["metrics"])
+        return Judgement(**joined)
 
 
 LEVELS = tuple(sorted({0.95, 0.99, *np.round(1 - np.geomspace(0.5, 1e-4, 30), 6).tolist()}))  # of the tail quantiles
@@ -614,6 +627,21 @@ def diary(
     return pd.concat(frames, ignore_index=True)[["method", *market, "position", "trade", "pnl"]]
 
 # %% ../nbs/18_evaluation.ipynb #1f775897
+def recorded_judgement(
+    records: Sequence,  # finished runs of one method, one per member; their files are verified
+) -> Judgement:  # of these members alone
+    """Return what runs found when they were judged, to the last bit: on common paths nobody's result depends on who else is there."""
+    frames = {f.name: [] for f in fields(Judgement)}
+    for member, record in enumerate(records):
+        record.verify()
+        for name in frames:
+            file = record.artifacts / f"{name}.csv"
+            if file.exists():
+                rows = pd.read_csv(file)
+                frames[name].append(rows[rows["method"] == record.config["method"]].assign(member=member))
+    return Judgement(**{name: pd.concat(parts, ignore_index=True) if parts else pd.DataFrame() for name, parts in frames.items()})
+
+
 def record_judgement(
     records: Sequence,  # runs, in the order of the policy's members
     judgement: Judgement,  # of their policy

@@ -707,20 +707,17 @@ def curves(
 def companions(
     config: Config,  # of the runs at hand
     seeds: list[int] | None = None,  # of the members that stand beside it; every one of the config's if left out
-) -> dict:  # {"erm": policy} where ERM was run with the same seeds and all else equal, else empty
-    "ERM beside the method, if it has been run."
+) -> list[Run]:  # of ERM with the same seeds and all else equal, one per member; none where some seed has not been judged
+    "The ERM that stands beside a method, if it has been run."
     if config.method == "erm":
-        return {}
+        return []
     if seeds is None:
         seeds = [member.seed for member in config.members()]  # in a sweep, once for every weight
-    beside = records(replace(config, method="erm", penalty_weight=None))
     sound = {}
-    for run in beside:
-        if run.done and run.diverged is None:
+    for run in records(replace(config, method="erm", penalty_weight=None)):
+        if run.done and run.diverged is None and (run.artifacts / "metrics.csv").exists():
             sound[run.config["seed"]] = run
-    if not set(seeds) <= sound.keys():
-        return {}
-    return {"erm": load_policy([sound[seed] for seed in seeds], config.device)}
+    return [sound[seed] for seed in seeds] if set(seeds) <= sound.keys() else []
 
 # %% ../nbs/17_training.ipynb #5d77b769
 def load_policy(

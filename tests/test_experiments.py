@@ -17,9 +17,9 @@ import pytest
 import yaml
 
 from conftest import ROOT
-from hirm.config import Config
+from hirm.config import Config, judged_environments
 from hirm.environments import ENVIRONMENTS
-from hirm.evaluation import evaluate
+from hirm.evaluation import evaluate, judge, recorded_judgement
 from hirm.panel import Panel, Trial, _is_oracle, as_panel
 from hirm.launch import default_parameters
 from hirm.policies import Ensemble
@@ -346,6 +346,26 @@ def test_what_another_command_published_is_not_written_over(runs, tmp_path):
     with pytest.raises(ValueError, match="out must be a folder of its own, got .*out, where the results of another command are published"): panel.write("evaluate", table=pd.DataFrame({"a": [3]}))
     assert pd.read_csv(tmp_path / "out" / "table.csv")["a"].tolist() == [2]
     with pytest.raises(ValueError, match="n_paths must be .*100"): as_panel(dict(runs=str(runs), n_paths=20))
+
+
+def test_what_a_run_was_found_to_lose_is_what_a_second_judgement_finds(runs):
+    erm, irm = ([Checkpoints(folder) for folder in sorted(runs.glob(f"{method}-s*"))] for method in ("erm", "irm"))
+    config = replace(Config(**erm[0].config), runs=str(runs))
+    judged = {method: judge({method: load_policy(records)}, judged_environments(config).values(), config.n_evaluation, 0, seeds=[0, 1], selection=records[0].manifest()["rule"])
+              for method, records in (("erm", erm), ("irm", irm))}
+    of_erm, both = recorded_judgement(erm), judged["irm"].beside(recorded_judgement(erm))
+    for field in fields(of_erm):
+        anew, kept, joined = getattr(judged["erm"], field.name), getattr(of_erm, field.name), getattr(both, field.name)
+        own = anew[anew["method"] == "erm"].reset_index(drop=True)
+        where = [column for column in own if own[column].dtype.kind not in "f"]
+        for found in (kept, joined[joined["method"] == "erm"]):
+            found = found.astype(own.dtypes.to_dict()).sort_values(where, ignore_index=True)
+            pd.testing.assert_frame_equal(found[own.columns], own.sort_values(where, ignore_index=True), check_exact=True)
+    metrics = both.metrics.set_index(["method", "seed", "environment"])
+    metrics = metrics.sort_index()
+    assert (metrics.loc["irm", "turnover_to_erm"] == metrics.loc["irm", "turnover"] / metrics.loc["erm", "turnover"]).all()
+    together = judge({"irm": load_policy(irm), "erm": load_policy(erm)}, judged_environments(config).values(), config.n_evaluation, 0, seeds=[0, 1], selection=irm[0].manifest()["rule"])
+    assert both.metrics["environment"].tolist() == together.metrics["environment"].tolist()
 
 
 def test_a_look_at_some_runs_takes_no_place_of_the_look_at_all(runs):

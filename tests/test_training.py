@@ -491,13 +491,20 @@ def test_a_run_that_diverged_alone_stops_and_is_not_tried_again(tmp_path, monkey
         monkeypatch.setattr(Learner, "update", lambda *_: pytest.fail("was trained again"))
 
 
+def judged(run):
+    "A run that was judged and closed."
+    run.artifacts.mkdir(exist_ok=True)
+    (run.artifacts / "metrics.csv").write_text("method\n")
+    run.finish({})
+    return run
+
+
 def test_erm_that_diverged_is_not_set_beside_a_method(tmp_path, monkeypatch):
     poison(monkeypatch, 1)
-    for run in train(config(tmp_path, n_seeds=2)):
-        run.finish({})
+    first = [judged(run) for run in train(config(tmp_path, n_seeds=2))][0]
     monkeypatch.undo()
     irm = config(tmp_path, method="irm", n_seeds=2)
-    assert companions(irm) == {} and set(companions(irm, [0])) == {"erm"}
+    assert companions(irm) == [] and [run.folder for run in companions(irm, [0])] == [first.folder]
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path):
@@ -520,16 +527,19 @@ def test_record_answers_its_own_config(tmp_path):
 
 
 def test_companion_is_the_erm_run_with_all_else_equal(tmp_path):
-    assert companions(config(tmp_path, method="irm")) == {}
-    train(config(tmp_path, method="erm", seed=1))[0].finish({})
-    assert companions(config(tmp_path, method="irm")) == {} and set(companions(config(tmp_path, method="irm", seed=1))) == {"erm"}
+    assert companions(config(tmp_path, method="irm")) == []
+    erm = train(config(tmp_path, method="erm", seed=1))[0]
+    assert companions(config(tmp_path, method="irm", seed=1)) == []  # it has not been judged
+    judged(erm)
+    assert companions(config(tmp_path, method="irm")) == [] and companions(config(tmp_path, method="erm", seed=1)) == []
+    assert [run.folder for run in companions(config(tmp_path, method="irm", seed=1))] == [erm.folder]
 
 
 def test_every_member_of_a_sweep_has_its_own_companion(tmp_path):
     trained = train(config(tmp_path, method="erm", n_seeds=2))
-    for run in trained: run.finish({})
-    beside = companions(config(tmp_path, method="irm", n_seeds=2, penalty_weight=[0.1, 1.0]))["erm"]
-    assert torch.equal(beside.head, torch.stack([load_policy(trained[i]).head[0] for i in (0, 0, 1, 1)]))
+    for run in trained: judged(run)
+    beside = companions(config(tmp_path, method="irm", n_seeds=2, penalty_weight=[0.1, 1.0]))
+    assert [run.config["seed"] for run in beside] == [0, 0, 1, 1]
     rows = pd.DataFrame({"method": ["erm"] * 4 + ["irm"] * 4, "seed": [0, 0, 1, 1] * 2, "environment": "low", "probe": "none", "turnover": [2.0, 2, 4, 4, 1, 2, 3, 4]})
     assert relative_turnover(rows)["turnover_to_erm"].tolist() == [1, 1, 1, 1, 0.5, 1, 0.75, 1]
 
