@@ -66,10 +66,12 @@ def asked(campaign):
 
 
 def job_of(wildcards):
+    refuse_unread(wildcards.campaign, config)
     return JOBS[wildcards.campaign][wildcards.job]
 
 
 def look_of(wildcards):
+    refuse_unread(wildcards.campaign, config)
     return LOOKS[wildcards.campaign][wildcards.look]
 
 

@@ -123,8 +123,11 @@ class Plan:
     def published(self,
         campaign: str,
     ) -> str:  # folder under book/results
-        "Where results go: those of a choice of methods never take the place of the comparison of all."
-        return self.apart(campaign) + (self.choice if campaign == "phase1" else "")
+        "Where results go: those of a choice of methods or cells never take the place of the comparison of all."
+        if campaign != "phase1":
+            return self.apart(campaign)
+        cells = "" if len(self.chosen) == len(CELLS) else "_" + "-".join(self.chosen)
+        return self.apart(campaign) + self.choice + cells
 
 # %% ../nbs/21_campaign.ipynb #c89cb6e0
 def as_plan(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SOURCES', 'MIRRORS', 'SCALES', 'RANGES', 'HOME', 'REGISTRIES', 'read_folder', 'read_mirror', 'read_confidence',
-           'read_weights', 'Config', 'find_liability', 'plugin_files', 'load_plugins', 'share_a_day',
+           'read_weights', 'Config', 'find_history', 'find_liability', 'plugin_files', 'load_plugins', 'share_a_day',
            'known_environments', 'training_environments', 'judged_environments', 'as_config']
 
 # %% ../nbs/15_config.ipynb #c0f10004
@@ -14,6 +14,7 @@ import importlib.util
 import inspect
 import math
 import os
+import re
 import sys
 from copy import copy
 from dataclasses import dataclass, fields
@@ -23,12 +24,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from .environments import ENVIRONMENTS, Environment, Terms, nameable_environments, read_environments
+from .environments import ENVIRONMENTS, MADE_ON_DEMAND, Environment, Terms, nameable_environments, read_environments
 from .features import COLUMNS, USUAL, Column
 from .history import N_STEPS, Windows, history_file, load_series, project, same_record, series_digest
 from .objectives import HEADS, METHODS, NEEDS, Method, Schedule, find_method
-from .parameters import fingerprint, load_plugin, one_of, read_device, read_fields, read_names, read_number, read_text, registered_by_others
-from .policies import POLICIES, Learnable
+from .parameters import fingerprint, load_plugin, loaded_plugin, one_of, read_device, read_fields, read_names, read_number, read_text, registered_by_others
+from .policies import BASELINES, HELD_AS, POLICIES, Learnable
 from .pricing import PAYOFFS, Liability
 from .risk import CVaR, Entropic
 
@@ -90,7 +91,7 @@ RANGES: dict[str, tuple] = {
     "clip_features": (0, 0.499), "attack_radius": (0, 1), "draw": (1, 1000), "width": (1, 1024), "weight_decay": (0, 1), "clip": (1e-12, 1e12), "keep": (1, 1000),
     "n_paths": (2, 2**20), "updates": (1, 10**8), "pretrain": (0, 10**8), "ramp": (0, 10**8),
     "learning_rate": (1e-12, 1), "validate_every": (1, 10**8),
-    "n_validation": (2, 10**6), "n_evaluation": (2, 10**8),
+    "n_validation": (2, 10**6), "n_evaluation": (20, 10**8),
 }
 
 # %% ../nbs/15_config.ipynb #15c00016
@@ -186,7 +187,7 @@ class Config:
     contents: dict | None = None  # fingerprint of all that is named above, filled in; refused when a name stands for something else
 
     def __post_init__(self):
-        self._fill({"plugins": load_plugins(self.plugins)})
+        self._fill({"plugins": load_plugins(self.plugins, self.contents if isinstance(self.contents, dict) else None)})
         usual = {f.name: f.default for f in fields(self)} | SCALES["laptop"]
         read_fields(self, RANGES, usual, environments=_read_list, extra_features=_read_columns, penalty_weight=read_weights,
                     alpha=read_confidence, device=read_device, runs=read_folder, contents=_read_contents, plugins=_read_again, instruments=_read_instruments,
@@ -337,12 +338,27 @@ def _found_history(history, expected):
         return {"history_digest": None}
     _one_file("history", history)
     path = Path(history_file(history)).resolve()
+    if expected is not None and not path.is_file():
+        if expected not in _READ:
+            raise FileNotFoundError(f"history {history!r} must be where it was when this run was made, got no file there; put it back, or say by -p history where it is now")
+        path = _READ[expected]
     load_series(path)
     found = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     if expected not in (None, found):
         raise ValueError(f"history {history!r} has changed: this run was made with a file of fingerprint {expected}, got {found}; "
                          "restore the file, or leave history_digest out to start a new run")
+    _READ[found] = path
     return {"history": os.path.relpath(path, project()), "history_digest": found}
+
+
+_READ: dict[str, Path] = {}  # fingerprint of a user's CSV -> where it was read: a record may name the place where it lay
+
+
+def find_history(
+    history: str,  # a user's CSV
+) -> None:
+    "Read a CSV that was moved, so that the records that were made from it find it."
+    _found_history(history, None)
 
 # %% ../nbs/15_config.ipynb #own00002
 def find_liability(
@@ -403,21 +419,35 @@ def _check_need(name, entry):
         raise ValueError(f"must be a function of the ledger and the risk units, got {entry!r}; NEEDS['scale'] shows the shortest")
 
 
+def _named(check, *taken):
+    "A check that also refuses a name that stands for something else, in a table, in a list or in a path."
+    def checked(name, entry):
+        if not (isinstance(name, str) and re.fullmatch(r"\w[\w.-]*", name)):
+            raise ValueError("must be named by letters, digits, _, . and - alone; choose such a name")
+        if name in ("all", "none") or any(re.fullmatch(pattern, name) for pattern in taken):
+            raise ValueError("must have a name of its own, got one that stands for something else; choose another")
+        check(name, entry)
+    return checked
+
+
 REGISTRIES: dict[str, tuple] = {  # kind -> registry, and what an entry must be
-    "environment": (ENVIRONMENTS, _of_kind(Environment, "write Environment(name, role, market, friction)")),
-    "method": (METHODS, _of_kind(Method, "write Method(name, objective)")),
-    "policy": (POLICIES, _check_policy),
-    "column": (COLUMNS, _check_column),
-    "payoff": (PAYOFFS, _check_payoff),
-    "need": (NEEDS, _check_need),
+    "environment": (ENVIRONMENTS, _named(_of_kind(Environment, "write Environment(name, role, market, friction)"), MADE_ON_DEMAND)),
+    "method": (METHODS, _named(_of_kind(Method, "write Method(name, objective)"), "oracle", *BASELINES, *HELD_AS)),
+    "policy": (POLICIES, _named(_check_policy)),
+    "column": (COLUMNS, _named(_check_column)),
+    "payoff": (PAYOFFS, _named(_check_payoff)),
+    "need": (NEEDS, _named(_check_need)),
 }
 
 # %% ../nbs/15_config.ipynb #1d35f1c6
-def _plugin_file(name):
-    "Where a plugin stands: the path of a file, or the name of a module that can be imported."
+def _plugin_file(name, recorded=None):
+    "Where a plugin stands: the path of a file, or the name of a module that can be imported; one that a record names may have been moved."
     if Path(name).suffix in (".py", ".yaml", ".yml"):
         _one_file("plugin", name)
         path = Path(history_file(name))
+        moved, text = loaded_plugin(path.stem)
+        if not path.is_file() and text is not None and (recorded or {}).get(f"plugin {path.stem}") == text:
+            return moved
         if not path.is_file():
             raise FileNotFoundError(f"plugins must be files or modules, got {name!r}, where no file is; check the path; a run keeps a copy in its folder plugins/")
         return path.resolve()
@@ -432,9 +462,10 @@ def _plugin_file(name):
 
 def plugin_files(
     plugins: str,  # as a config holds them
+    recorded: dict | None = None,  # fingerprints, where a record names them
 ) -> list[Path]:
     "The files of some plugins. Raises FileNotFoundError for one that is not there, ValueError for two of one name."
-    files = [_plugin_file(name) for name in plugins.split(",") if name]
+    files = [_plugin_file(name, recorded) for name in plugins.split(",") if name]
     stems = [file.stem for file in files]
     for stem in stems:
         if stems.count(stem) > 1:
@@ -458,13 +489,30 @@ def _register_environments(file):
         ENVIRONMENTS[name] = environment
 
 
+def _text_of(file):
+    "Fingerprint of the text of a plugin."
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+
+
+def _refuse_changed(names):
+    "Refuse what a record knows by another fingerprint."
+    if names:
+        raise ValueError(f"{', '.join(names)} must be what it was when this run was made, got another of the same name; "
+                         "restore it (or the plugin, of which the run's folder keeps a copy in plugins/, or the version, that defined it), "
+                         "or leave contents out to ask a new question")
+
+
 def load_plugins(
     plugins: str,  # files or modules, comma-separated; empty for none
+    recorded: dict | None = None,  # fingerprints, where a record names them: no other text is run
 ) -> str:  # the same, files named from the project
     "Run plugins, in order, and check what they register."
     names = [] if plugins in ("", None) else read_names("plugins", plugins)
+    files = plugin_files(",".join(names), recorded)
+    if recorded is not None:
+        _refuse_changed([f"plugin {file.stem}" for file in files if recorded.get(f"plugin {file.stem}") != _text_of(file)])
     spelt = []
-    for name, file in zip(names, plugin_files(",".join(names))):
+    for name, file in zip(names, files):
         is_file, run = Path(name).suffix in (".py", ".yaml", ".yml"), None
         if not is_file:
             run = lambda _, name=name: _import_anew(name)
@@ -505,6 +553,8 @@ def _check_names(config, known):
     "Refuse environments that nobody knows, or that have no price of what is traded."
     for name in (*config.names, config.validate_on):
         if name not in known and name in nameable_environments(config.history):
+            if config.terms.instruments is None:
+                raise ValueError(f"n_steps must fit into what environment {name} records, got {config.n_steps}; write fewer, or leave the environment out")
             raise ValueError(f"environment {name} must trade {config.instruments}, got a record of closes, which has no price of a variance swap; "
                              "name simulated environments, or register one that says instruments=('spot', 'variance_swap')")
         one_of("environment", name, known)
@@ -591,22 +641,20 @@ def _found_contents(config):
             things[f"need {need}"] = NEEDS[need]
     found = {name: fingerprint(thing) for name, thing in things.items()}
     for file in plugin_files(config.plugins):
-        found[f"plugin {file.stem}"] = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+        found[f"plugin {file.stem}"] = _text_of(file)
     expected = config.contents or {}
-    if changed := [name for name in found if expected.get(name, found[name]) != found[name]]:
-        raise ValueError(f"{', '.join(changed)} must be what it was when this run was made, got another of the same name; "
-                         "restore it (or the plugin, of which the run's folder keeps a copy in plugins/, or the version, that defined it), "
-                         "or leave contents out to ask a new question")
+    _refuse_changed([name for name in found if expected.get(name, found[name]) != found[name]])
     return found
 
 # %% ../nbs/15_config.ipynb #e1544545
 def known_environments(
     config: Config,
     cost: float | None = None,  # multiple of every trading cost; the config's own if left out
+    plugins: str = "",  # further ones
 ) -> dict[str, Environment]:
     "Every environment that a config can name, on its terms and from its plugins."
     known = nameable_environments(config.history, config.cost if cost is None else cost, config.terms)
-    own_plugins = [file.stem for file in plugin_files(config.plugins)]
+    own_plugins = [file.stem for file in (*plugin_files(config.plugins), *plugin_files(plugins))]
     others = registered_by_others("environment", own_plugins)
     return {name: environment for name, environment in known.items() if name not in others}
 

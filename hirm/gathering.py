@@ -80,6 +80,7 @@ def judged(
     "What runs were judged to be; one that diverged has rows without numbers."
     frames = []
     for job, run in runs:
+        run.verify()
         read = _in_numbers if run.diverged is None else _without_numbers
         known = {"cell": job.cell, **run.config}
         frame = read(job, run).assign(**{name: known[name] for name in facts})

@@ -612,6 +612,14 @@ class Windows:
             if first and last and first > last:  # ISO days sort as text
                 raise ValueError(f"a range of days must run forward, got {first}…{last}; swap the two")
 
+    def holds_any(self) -> bool:
+        "Whether the record has a window at all; ValueError for a record that cannot be read."
+        _series(self.source)
+        try:
+            return len(_rows(self)) > 0
+        except ValueError:
+            return False
+
     def contents(self) -> dict:
         "What the windows are, for the fingerprint: the closes themselves in place of the file's name."
         return vars(self) | {"source": series_digest(self.source)}

@@ -120,12 +120,26 @@ def fill_output(
     output = output_path(notebook, given)
     try:
         if "runs" in given:
-            _check_folder(given["runs"], home(notebook))
+            _check_folder(_typed(options), home(notebook))
         output.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(output.parent, os.W_OK): raise PermissionError(13, "Permission denied")
     except OSError as error:
         sys.exit(f"papermill: expected a runs folder that can be written, got {os.path.relpath(output.parent)} ({error.strerror}); name another by -p runs FOLDER")
     return [*words[:plain[0] + 1], os.path.relpath(output), *words[plain[0] + 1:]]
+
+
+def _typed(options: list[tuple]):
+    "What papermill makes of `runs`: by -p 2026 it is a number, by -r a text."
+    runs = given_parameters(options)["runs"]
+    raw = any(option in ("-r", "--parameters_raw") and values[0] == "runs" for option, *values in options)
+    if raw or runs in ("True", "False", "None"):
+        return runs if raw else ast.literal_eval(runs)
+    for kind in (int, float):
+        try:
+            return kind(runs)
+        except (TypeError, ValueError):
+            pass
+    return runs
 
 
 def _check_folder(runs, project: Path) -> None:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CLAIMS', 'read_claim', 'read_number', 'read_whole', 'read_text', 'read_names', 'one_of', 'read_device', 'read_fields',
-           'given_since', 'fingerprint', 'load_plugin', 'registered_by_others']
+           'given_since', 'fingerprint', 'load_plugin', 'loaded_plugin', 'registered_by_others']
 
 # %% ../nbs/00_parameters.ipynb #00a00003
 import ast
@@ -428,6 +428,13 @@ def load_plugin(
     own = {kind: set(registry) - set(before[kind]) for kind, (registry, _) in registries.items()}
     _LOADED[file.stem] = version, own
     return found
+
+
+def loaded_plugin(
+    stem: str,  # name of the file
+) -> tuple[Path | None, str | None]:  # where it lies, and the fingerprint of its text
+    "The plugin of a name that is loaded, if one is."
+    return _LOADED.get(stem, ((None, None),))[0]
 
 
 def registered_by_others(

@@ -111,7 +111,8 @@ def atomic_write(
 
 # %% ../nbs/14_runs.ipynb #b0a45cc4
 def check_writable(
-    folder: str | Path,  # folder that is to hold runs; made if it is not there
+    folder: str | Path,  # folder that is to hold runs, or results; made if it is not there
+    asked_by: str = "runs",  # the parameter that names it
 ) -> Path:  # the same folder, anchored on the project
     "Makes `folder` and proves that files can be written there; OSError says why not."
     folder = project() / folder
@@ -121,8 +122,8 @@ def check_writable(
             file.write(b"written")
     except OSError as error:
         fault = os.strerror(error.errno)
-        raise OSError(f"runs folder: expected one that can be written, got {str(folder)!r} ({fault}); "
-                      "name another by -p runs FOLDER, or change its permissions") from error
+        raise OSError(f"{asked_by} folder: expected one that can be written, got {str(folder)!r} ({fault}); "
+                      f"name another by -p {asked_by} FOLDER, or change its permissions") from error
     return folder
 
 # %% ../nbs/14_runs.ipynb #60e942e7

@@ -348,7 +348,7 @@ def ended(command):
 @pytest.fixture
 def results(ended, project):
     "The published tables by name."
-    return {path.stem: pd.read_csv(path) for path in (project / "book" / "results" / "phase1_smoke").glob("*.csv")}
+    return {path.stem: pd.read_csv(path) for path in (project / "book" / "results" / "phase1_smoke_band-seeing").glob("*.csv")}
 
 
 def notebook(project, name):
@@ -465,7 +465,7 @@ def test_who_diverged_stands_without_numbers_and_is_left_out_of_the_looks(result
 
 
 def test_the_results_say_where_they_come_from(ended, project):
-    facts = json.loads((project / "book" / "results" / "phase1_smoke" / "provenance.json").read_text())
+    facts = json.loads((project / "book" / "results" / "phase1_smoke_band-seeing" / "provenance.json").read_text())
     assert facts["command"] == "snakemake -c2 phase1 --config scale=smoke seeds=2 cells=band-seeing"
     assert len(facts["runs"]) == 7 * 2 + 7 * 2 + 9 * 3 and len(set(facts["runs"])) == len(facts["runs"])
 
@@ -478,13 +478,13 @@ def test_what_is_done_is_not_done_again(ended, command):
 def test_a_run_that_got_lost_is_refused_by_name_and_the_cure_cures(ended, results, command, project):
     lost = next((project / "runs" / "phase1_smoke").glob("erm_reg-s1-*"))
     shutil.rmtree(lost)
-    shutil.rmtree(project / "book" / "results" / "phase1_smoke")
+    shutil.rmtree(project / "book" / "results" / "phase1_smoke_band-seeing")
     refused = command("snakemake", "-c1", *PHASE1)
-    assert refused.returncode == 1 and f"expected 55 that are finished, got 54; missing: {lost.name}; " in refused.stdout and not (project / "book" / "results" / "phase1_smoke").exists()
+    assert refused.returncode == 1 and f"expected 55 that are finished, got 54; missing: {lost.name}; " in refused.stdout and not (project / "book" / "results" / "phase1_smoke_band-seeing").exists()
     cure = re.search(r"give the same command once more with (--forcerun \S+)", refused.stdout)[1]
     cured = command("snakemake", "-c1", *PHASE1, *shlex.split(cure))
     assert cured.returncode == 0 and cured.stdout.count("rule train:") == 1, cured.stdout[-5000:]
-    again = pd.read_csv(project / "book" / "results" / "phase1_smoke" / "metrics.csv")
+    again = pd.read_csv(project / "book" / "results" / "phase1_smoke_band-seeing" / "metrics.csv")
     pd.testing.assert_frame_equal(again, results["metrics"], rtol=1e-2)  # alone it was trained in other company
 
 

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from conftest import ROOT
+import hirm.config
 from hirm.campaign import Plan
 from hirm.gathering import jobs as campaign_jobs
 from hirm.config import Config, as_config, judged_environments
@@ -27,6 +28,7 @@ from hirm.frictions import Proportional
 from hirm.history import Windows, load_series, same_record
 from hirm.markets import GBM
 from hirm.objectives import METHODS
+from hirm.panel import Panel
 from hirm.parameters import fingerprint, given_since, read_claim, read_whole
 from hirm.runs import Run, config_hash
 from hirm.training import load_policy, train
@@ -140,7 +142,7 @@ WRONG = [
     (dict(updates="many"), "got 'many'; the usual value is -p updates 600"), (dict(n_seeds=60, penalty_weight="0.1,1", method="irm"), "at most 100 members"),
     (dict(realized_vol="maybe"), "true or false, got 'maybe'"), (dict(realized_vol=1.0), "true or false"), (dict(realized_vol=None), "true or false"), (dict(permute_labels=2), "true or false"),
     (dict(alpha=0.2), "for the worst 20 % write 0.8"), (dict(alpha=0.05), "for the worst 5 % write 0.95"), (dict(alpha=95), "for the worst 5 % write 0.95"), (dict(alpha=1), "lie in"),
-    (dict(alpha=0), "lie in"), (dict(alpha="high"), "lie in"), (dict(alpha=True), "lie in"), (dict(alpha=0.999), "the tail must hold at least one path, got n_validation .* at alpha 0.999; write 1000 or more"), (dict(n_evaluation=5), "got n_evaluation 5 at alpha 0.95; write 20 or more"),
+    (dict(alpha=0), "lie in"), (dict(alpha="high"), "lie in"), (dict(alpha=True), "lie in"), (dict(alpha=0.999), "the tail must hold at least one path, got n_validation .* at alpha 0.999; write 1000 or more"), (dict(n_evaluation=50, alpha=0.99), "got n_evaluation 50 at alpha 0.99; write 100 or more"), (dict(n_evaluation=10, alpha=0.9), "n_evaluation must be a whole number from 20"),
     (dict(n_paths=0), "n_paths .* from 2 .* got 0"), (dict(n_paths=33), "even.* write 34"), (dict(pretrain=10, updates=12, ramp=4), "must fit"),
     (dict(learning_rate=0.0), "learning_rate"), (dict(learning_rate=1e9), "learning_rate must be a number from 1e-12 to 1"), (dict(cost=-1.0), "cost must be a number from 0 .* got -1"),
     (dict(smoothing=0), "smoothing must be a number"), (dict(aversion=0), "aversion must be a number"), (dict(clip=0), "clip"),
@@ -241,6 +243,27 @@ def test_a_file_that_changed_is_refused(prices):
     prices.write_text(prices.read_text().replace("2010-01-04,", "2010-01-04,1"))
     with pytest.raises(ValueError, match="has changed"):
         Config(**kept)
+
+
+def test_prices_that_were_moved_are_known_by_their_contents(prices, tmp_path):
+    kept = asdict(asked(history=str(prices)))
+    moved = prices.rename(tmp_path / "moved.csv")
+    hirm.config._READ.clear()
+    with pytest.raises(FileNotFoundError, match="^history .* must be where it was when this run was made, got no file there; put it back, or say by -p history where it is now"): Config(**kept)
+    assert Config(**asdict(asked(history=str(moved)))).contents == kept["contents"]
+    assert Config(**kept).history == os.path.relpath(moved, ROOT) and judged_environments(Config(**kept)).keys() == judged_environments(asked(history=str(moved))).keys()
+    hirm.config._READ.clear()
+    Panel(history=str(moved))
+    assert Config(**kept).history == os.path.relpath(moved, ROOT)
+
+
+@pytest.mark.parametrize("n_steps, kept", [(248, True), (252, False), (504, False)])
+def test_a_record_without_a_window_of_a_long_life_is_left_out(n_steps, kept):
+    judged = judged_environments(asked(n_steps=n_steps))
+    assert ("bear_2022" in judged) is kept and {"gfc", "crisis"} <= judged.keys()
+    if not kept:
+        for wrong in (dict(environments="low,bear_2022"), dict(validate_on="bear_2022")):
+            with pytest.raises(ValueError, match=f"n_steps must fit into what environment bear_2022 records, got {n_steps}; write fewer"): asked(n_steps=n_steps, **wrong)
 
 
 @pytest.mark.parametrize("change", [lambda close: close, lambda close: 2 * close, lambda close: close.round(1)])

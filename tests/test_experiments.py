@@ -20,7 +20,7 @@ from conftest import ROOT
 from hirm.config import Config, judged_environments
 from hirm.environments import ENVIRONMENTS
 from hirm.evaluation import evaluate, judge, recorded_judgement
-from hirm.panel import Panel, Trial, _is_oracle, as_panel
+from hirm.panel import Inspection, Panel, Trial, _is_oracle, as_panel
 from hirm.launch import default_parameters
 from hirm.policies import Ensemble
 from hirm.runs import Checkpoints, Record, Run, _digest, published, read_tensors, write_tensors
@@ -65,7 +65,7 @@ def evaluated(runs, launch):
     "The tables of an evaluation, with one probe."
     done = launch("evaluate", *words({"runs": runs, "n_paths": 400, "probes": "cost × 1.5"}))
     assert done.returncode == 0, done.stdout[-3000:]
-    return runs / "evaluate" / "band-blind"
+    return runs / "evaluate" / "band-blind-n_paths=400-probes=cost_1.5"
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +198,7 @@ def test_what_is_not_there_or_cannot_be_meant_is_refused_at_the_door(runs, wrong
 
 def test_a_panel_is_read_in_every_spelling(runs):
     plain = as_panel(dict(runs=str(runs), methods="erm,irm", seeds="0,1", realized_vol=False), Trial)
-    assert as_panel(dict(runs=str(runs), methods=["erm", " irm"], seeds=["0", 1], realized_vol="no", n_paths="1e4"), Trial) == plain
+    assert as_panel(dict(runs=str(runs), methods=["erm", " irm"], seeds=["0", 1], realized_vol="no", n_paths="1e5"), Trial) == plain
     assert as_panel(dict(runs=str(runs), methods="erm", seeds=1)).members == [1]  # papermill's number
     protocol = next(runs.glob("erm-s0-*")).name[-8:]
     assert Panel(protocols="00012345").protocols == Panel(protocols=12345).protocols == "00012345" and Panel(runs=str(runs), methods="erm", protocols=protocol).members == [0, 1]
@@ -340,10 +340,11 @@ def test_who_has_met_a_test_is_an_oracle_whatever_the_test_is_called(asked, orac
 
 
 def test_what_another_command_published_is_not_written_over(runs, tmp_path):
-    panel = as_panel(dict(runs=str(runs), methods="erm", seeds="0,1", environments="low", n_paths=100, out=str(tmp_path / "out")))
-    panel.write("diagnose", table=pd.DataFrame({"a": [1]}))
-    panel.write("diagnose", table=pd.DataFrame({"a": [2]}))  # the same command may
-    with pytest.raises(ValueError, match="out must be a folder of its own, got .*out, where the results of another command are published"): panel.write("evaluate", table=pd.DataFrame({"a": [3]}))
+    asked = dict(runs=str(runs), methods="erm", seeds="0,1", environments="low", n_paths=100, out=str(tmp_path / "out"))
+    panel = as_panel(asked, Inspection)
+    panel.write(table=pd.DataFrame({"a": [1]}))
+    as_panel(asked, Inspection).write(table=pd.DataFrame({"a": [2]}))  # the same command may
+    with pytest.raises(ValueError, match="out must be a folder of its own, got .*out, where the results of another command are published"): as_panel(asked, Trial)
     assert pd.read_csv(tmp_path / "out" / "table.csv")["a"].tolist() == [2]
     with pytest.raises(ValueError, match="n_paths must be .*100"): as_panel(dict(runs=str(runs), n_paths=20))
 
@@ -368,12 +369,56 @@ def test_what_a_run_was_found_to_lose_is_what_a_second_judgement_finds(runs):
     assert both.metrics["environment"].tolist() == together.metrics["environment"].tolist()
 
 
-def test_a_look_at_some_runs_takes_no_place_of_the_look_at_all(runs):
-    table = pd.DataFrame({"a": [1]})
-    looks = [Trial(runs=str(runs)), Trial(runs=str(runs), methods="erm"), Trial(runs=str(runs), seeds="0"), Trial(runs=str(runs), ensemble=2), Panel(runs=str(runs), methods="erm", seeds="1")]
-    kept = [Path(panel.write("tried", table=table)[0]).parent.name for panel in looks]
-    assert kept == ["band-blind", "band-blind-methods=erm", "band-blind-seeds=0", "band-blind-ensemble=2", "band-blind-methods=erm-seeds=1"]
-    shutil.rmtree(runs / "tried")
+def test_a_look_at_a_part_takes_no_place_of_the_look_at_all(runs):
+    looks = {"band-blind": Trial(), "band-blind-methods=erm": Trial(methods="erm"), "band-blind-seeds=0": Trial(seeds="0"), "band-blind-n_paths=400-ensemble=2": Trial(ensemble=2, n_paths=400),
+             "band-blind-environments=low-n_paths=100": Trial(environments="low", n_paths=100), "band-blind-probes=cost_1.5-probed=low": Trial(probes="cost × 1.5", probed="low")}
+    looks = {name: replace(look, runs=str(runs)) for name, look in looks.items()}
+    assert [look.folder for look in looks.values()] == [Path(runs) / "evaluate" / name for name in looks]
+    assert Path(looks["band-blind-methods=erm"].write(table=pd.DataFrame({"a": [1]}))[0]).parent.name == "band-blind-methods=erm"
+    shutil.rmtree(looks["band-blind-methods=erm"].folder)
+    assert Inspection(runs=str(runs)).folder.name == "band-blind" and Inspection(runs=str(runs), environments="low,crisis").folder.name == "band-blind-environments=low_crisis"
+    long = Trial(runs=str(runs), seeds=",".join(map(str, range(90)))).folder.name
+    assert len(long) <= 150 and long != Trial(runs=str(runs), seeds=",".join(map(str, range(91)))).folder.name
+
+
+def test_a_plugin_of_the_look_gives_it_environments(runs, tmp_path):
+    (tmp_path / "look.py").write_text("from dataclasses import replace\nfrom hirm.environments import ENVIRONMENTS\nENVIRONMENTS['looked_at'] = replace(ENVIRONMENTS['crisis'], name='looked_at')\n")
+    asked = dict(runs=str(runs), environments="low,looked_at")
+    with pytest.raises(ValueError, match="unknown environment 'looked_at'"): as_panel(asked, Trial)
+    panel = as_panel(asked | dict(plugins=str(tmp_path / "look.py")), Trial)
+    assert list(panel.worlds) == ["low", "looked_at"]
+    with pytest.raises(ValueError, match="unknown environment 'looked_at'"): as_panel(asked, Trial)  # it belongs to the other look alone
+
+
+def test_a_plugin_that_an_edited_record_names_is_not_run(runs, tmp_path):
+    shutil.copytree(runs, tmp_path / "runs")
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    for path in (tmp_path / "runs").glob("*/config.yaml"):
+        path.write_text(re.sub("^plugins: .*$", f"plugins: {tmp_path / 'evil.py'}", path.read_text(), flags=re.M))
+    with pytest.raises(ValueError, match="plugin evil must be what it was when this run was made"): Panel(runs=str(tmp_path / "runs")).policies
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("kind", [Trial, Inspection])
+def test_what_is_left_out_is_what_the_page_says(kind):
+    page = default_parameters(ROOT / "nbs" / f"{kind.experiment}.ipynb")
+    assert {field.name: field.default for field in fields(kind)} == page
+
+
+@pytest.mark.parametrize("out", ["/proc/nowhere", "file"])
+def test_a_folder_for_tables_that_cannot_be_written_is_refused_before_anything_is_judged(runs, tmp_path, out):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="out folder: expected one that can be written, got .*; name another by -p out FOLDER"): as_panel(dict(runs=str(runs), out=str(tmp_path / out)), Trial)
+    as_panel(dict(runs=str(runs), out=str(tmp_path / "deep" / "er")), Trial)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+@pytest.mark.parametrize("name", ["erm_s1", "old", "irm-s1"])
+def test_a_run_under_another_name_is_refused_and_not_left_out(runs, tmp_path, name):
+    shutil.copytree(runs, tmp_path / "runs")
+    folder = next((tmp_path / "runs").glob("irm-s1-*"))
+    folder.rename(folder.with_name(name))
+    with pytest.raises(ValueError, match=f"must be folders named METHOD-sSEED-PROTOCOL, got {name}, which holds a run"): Panel(runs=str(tmp_path / "runs")).members
 
 
 def test_the_command_that_an_edited_record_is_told_makes_it_anew(runs, tmp_path):
@@ -436,7 +481,7 @@ def test_the_main_job_says_how_long_it_takes_and_ends_in_an_answer(main_job):
     metrics = pd.read_csv(next(runs.glob("irm-s1-*")) / "artifacts" / "metrics.csv")
     (hedger,) = {"ensemble", "blend"} & set(metrics["method"])
     sentence = answer(beaten(metrics, hedger, ["crisis", "gfc", "volmageddon", "covid", "bear_2022"]))
-    assert said[1] == f"{sentence} This was a smoke test; for a result, try `-p scale laptop`."
+    assert said[1] == f"{sentence} The recorded ones are cases, and no test. This was a smoke test; for a result, try `-p scale laptop`."
     cells = list(page)
     assert page[cells[-1]] == said[1] and cells.index("mj000001") < cells.index("mj000005") and page["mj000001"] == said[0]
 

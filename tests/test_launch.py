@@ -177,6 +177,15 @@ def test_no_notebook_is_put_where_no_run_would_be_kept(project, runs, said, monk
     assert sorted(project.rglob("*")) == before
 
 
+@pytest.mark.parametrize("typed", ["2026", "1e3", "None", "True", "nan", "-5"])
+def test_a_folder_that_papermill_takes_for_a_number_is_refused_as_its_run_would_be(project, typed, monkeypatch):
+    monkeypatch.chdir(project)
+    before = sorted(project.rglob("*"))
+    with pytest.raises(SystemExit, match="papermill: runs must be text"): fill_output(["nbs/train.ipynb", "-p", "runs", typed])
+    assert sorted(project.rglob("*")) == before
+    assert fill_output(["nbs/train.ipynb", "-r", "runs", typed])[1].startswith(f"{typed}/notebooks/")
+
+
 def test_help_still_helps(project):
     code, said = pipe([PAPERMILL, "--help-notebook", "nbs/train.ipynb"], project)
     assert code == 0 and "objective" in said and not (project / "runs").exists()

@@ -164,9 +164,9 @@ def test_a_copy_says_what_the_record_says_and_nobody_is_called(tmp_path, copy):
     assert not said and not n_calls  # neither by Python, nor by the program that W&B starts beside it
     assert {path: path.read_bytes() for run in records(asked) for path in run.folder.rglob("*") if path.is_file()} == before
     for run in records(asked):
-        (file,) = (tmp_path / "runs" / "wandb").glob(f"offline-run-*/run-{run.folder.name}.wandb")
+        (file,) = (tmp_path / "runs" / "wandb").glob(f"offline-run-*/run-{room.copy_id(run)}.wandb")
         found = told(file)
-        assert found["ids"] == {("invariant-hedging", run.folder.name)} and found["ended"]
+        assert found["ids"] == {("invariant-hedging", room.copy_id(run))} and found["ended"]
         for row, (step, numbers) in zip(found["rows"], room.logged(run), strict=True):
             assert row.pop("_step") == step and {name: value for name, value in row.items() if name[0] != "_"} == numbers
         assert {name: found["summary"][name] for name in summary(run)} == summary(run)
@@ -182,6 +182,16 @@ def test_asked_again_the_copy_stays_one(tmp_path, copy):
     assert len(copies) == 2
     (copies[0] / room.WHOLE).unlink()  # a copy that was cut
     assert copy(asked) == ("", 0) and len(list((tmp_path / "runs" / "wandb").glob("offline-run-*"))) == 3
+
+
+def test_a_run_that_is_trained_anew_has_a_copy_of_its_own(tmp_path, copy):
+    asked = finished(tmp_path, wandb="offline")
+    assert copy(asked) == ("", 0)
+    record = records(asked)[0]
+    facts = json.loads((record.folder / "metadata.json").read_text())
+    (record.folder / "metadata.json").write_text(json.dumps(facts | dict(started="2001-01-01T00:00:00Z")))
+    assert copy(asked) == ("", 0)
+    assert len(list((tmp_path / "runs" / "wandb").glob(f"offline-run-*-{record.folder.name}-*"))) == 2 and len(list((tmp_path / "runs" / "wandb").glob("offline-run-*"))) == 3
 
 
 def test_nobody_answers(tmp_path, copy):

@@ -133,10 +133,41 @@ def test_a_plugin_that_changed_is_refused(trained, registries, tmp_path):
     assert Run.of("runs", asdict(moved)).folder.name == record.folder.name
     (trained / "my_parts.py").rename(tmp_path / "hidden.py")
     try:
+        assert Config(**asked).plugins.startswith(moved.plugins.split(",")[0])  # what a record names may have been moved
+        parameters._LOADED.clear()
         with pytest.raises(FileNotFoundError, match="plugins must be files or modules, got .*my_parts.py', where no file is; check the path"):
             Config(**asked)
     finally:
         (tmp_path / "hidden.py").rename(trained / "my_parts.py")
+
+
+METHOD = "from dataclasses import replace\nfrom hirm.objectives import METHODS\nMETHODS[{0!r}] = replace(METHODS['erm'], name={0!r})\n"
+MARKET = "from dataclasses import replace\nfrom hirm.environments import ENVIRONMENTS\nENVIRONMENTS[{0!r}] = replace(ENVIRONMENTS['crisis'], name={0!r}, role='train')\n"
+
+
+@pytest.mark.parametrize("text, name, says", [
+    *((METHOD, name, "stands for something else") for name in ("delta", "no_hedge", "minimum_variance", "oracle", "ensemble", "blend", "all", "none")),
+    *((METHOD, name, "named by letters, digits") for name in ("../../esc", "a/b", "a,b", "a*", "", ".", "..", "-x", "a b")),
+    *((MARKET, name, "stands for something else") for name in ("all", "holdout", "worst_2011_08", "years_2008_2012", "until_2007_low", "history_high")),
+    (MARKET, "a\nb", "named by letters, digits")])
+def test_a_name_that_stands_for_something_else_is_refused(load, text, name, says):
+    with pytest.raises(ValueError, match=f"^plugin mine.py, .*{says}.*; choose"): load(text.format(name))
+
+
+@pytest.mark.parametrize("name", ["my_method", "irm-2", "v1.5", "größer"])
+def test_other_names_are_free(load, name):
+    assert load(METHOD.format(name), method=name).method == name
+
+
+def test_a_text_that_a_record_does_not_know_is_not_run(load, registries, tmp_path):
+    record = asdict(load(METHOD.format("mine")))
+    mark = tmp_path / "ran"
+    (tmp_path / "evil.py").write_text(f"open({str(mark)!r}, 'w')\n")
+    for edited in (str(tmp_path / "evil.py"), f"{record['plugins']},{tmp_path / 'evil.py'}"):
+        with pytest.raises(ValueError, match="^plugin evil must be what it was when this run was made"): Config(**record | dict(plugins=edited))
+    (tmp_path / "mine.py").write_text(f"open({str(mark)!r}, 'w')\n")
+    with pytest.raises(ValueError, match="^plugin mine must be what it was when this run was made"): Config(**record)
+    assert not mark.exists()
 
 
 def test_a_policy_of_ones_own_learns(registries, tmp_path):
