@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -98,7 +99,7 @@ def _found(panel) -> dict[str, list[Checkpoints]]:
         if not {"policy", "environments", "validate_on", "realized_vol"} <= asked.keys():
             asked = record.own_config()  # which refuses it
         if asked["policy"] == panel.policy and asked.get("plugins"):
-            load_plugins(asked["plugins"], record.own_config()["contents"])  # nothing is run that an edited record names
+            load_plugins(asked["plugins"], record.own_config().get("contents") or {})  # nothing is run that an edited record names
         name = "oracle" if _is_oracle(asked) else asked["method"]
         seeing = read_claim("realized_vol", asked["realized_vol"])
         wanted = name == "oracle" or panel.methods == "all" or name in panel.method_names
@@ -329,8 +330,9 @@ def _prove_writable(folder: Path, asked_by: str) -> None:
     place = (project() / folder).absolute()
     missing = [path for path in (place, *place.parents) if not path.exists()]
     check_writable(place, asked_by)
-    for path in missing:
-        path.rmdir()
+    with suppress(OSError):  # another process has begun to write there
+        for path in missing:
+            path.rmdir()
 
 
 def _asked(panel: Panel) -> dict:

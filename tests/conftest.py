@@ -46,3 +46,17 @@ def copied(tmp_path_factory):
     for name in ("nbs", "hirm"): shutil.copytree(ROOT / name, to / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
     for name in ("settings.ini", "pyproject.toml", "README.md", "_quarto.yml"): shutil.copy(ROOT / name, to)
     return to
+
+
+@pytest.fixture
+def registries():
+    "The registries as they are without anybody's parts, before and after."
+    from hirm import parameters
+    from hirm.config import REGISTRIES
+    before = {kind: dict(registry) for kind, (registry, _) in REGISTRIES.items()}
+    parameters._LOADED.clear()
+    yield REGISTRIES
+    parameters._LOADED.clear()
+    for kind, (registry, _) in REGISTRIES.items():
+        registry.clear()
+        registry.update(before[kind])

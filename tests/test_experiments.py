@@ -381,7 +381,7 @@ def test_a_look_at_a_part_takes_no_place_of_the_look_at_all(runs):
     assert len(long) <= 150 and long != Trial(runs=str(runs), seeds=",".join(map(str, range(91)))).folder.name
 
 
-def test_a_plugin_of_the_look_gives_it_environments(runs, tmp_path):
+def test_a_plugin_of_the_look_gives_it_environments(runs, registries, tmp_path):
     (tmp_path / "look.py").write_text("from dataclasses import replace\nfrom hirm.environments import ENVIRONMENTS\nENVIRONMENTS['looked_at'] = replace(ENVIRONMENTS['crisis'], name='looked_at')\n")
     asked = dict(runs=str(runs), environments="low,looked_at")
     with pytest.raises(ValueError, match="unknown environment 'looked_at'"): as_panel(asked, Trial)
@@ -390,7 +390,7 @@ def test_a_plugin_of_the_look_gives_it_environments(runs, tmp_path):
     with pytest.raises(ValueError, match="unknown environment 'looked_at'"): as_panel(asked, Trial)  # it belongs to the other look alone
 
 
-def test_a_plugin_that_an_edited_record_names_is_not_run(runs, tmp_path):
+def test_a_plugin_that_an_edited_record_names_is_not_run(runs, registries, tmp_path):
     shutil.copytree(runs, tmp_path / "runs")
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     for path in (tmp_path / "runs").glob("*/config.yaml"):

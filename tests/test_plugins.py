@@ -46,18 +46,6 @@ def write_parts(folder):
 
 
 @pytest.fixture
-def registries():
-    "The registries as they are without anybody's parts, before and after."
-    before = {kind: dict(registry) for kind, (registry, _) in REGISTRIES.items()}
-    parameters._LOADED.clear()
-    yield REGISTRIES
-    parameters._LOADED.clear()
-    for kind, (registry, _) in REGISTRIES.items():
-        registry.clear()
-        registry.update(before[kind])
-
-
-@pytest.fixture
 def load(registries, tmp_path):
     "Writes a plugin and asks a small question with it."
     def ask(text, name="mine.py", **asked):
