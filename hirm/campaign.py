@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['CELLS', 'PRIMARY', 'FAMILY', 'ABOVE', 'PORTIONS', 'MOST_SEEDS', 'FEW', 'TOGETHER', 'SIDE_BY_SIDE', 'ON_A_GPU',
-           'CHOSEN', 'CHOSEN_SEED', 'PILOT_SEED', 'PENALTIES', 'SWEPT', 'AT_ONCE', 'DRAWN', 'RADII', 'CLIPPED', 'CURES',
-           'PLANTED_CURES', 'WALKED', 'MONEYNESS', 'LIVES', 'SHOWN', 'Plan', 'as_plan', 'Job', 'split', 'words',
-           'phase1', 'learning', 'chosen_weights', 'phase2', 'phase2_pilot', 'ladder', 'portion', 'main_job',
-           'erm_of_cures', 'cures', 'walk', 'limits', 'swaps', 'Look', 'phase1_looks']
+           'OF_MANY', 'CHOSEN', 'CHOSEN_SEED', 'PILOT_SEED', 'PENALTIES', 'SWEPT', 'AT_ONCE', 'DRAWN', 'RADII',
+           'CLIPPED', 'CURES', 'PLANTED_CURES', 'WALKED', 'MONEYNESS', 'LIVES', 'SHOWN', 'Plan', 'as_plan', 'Job',
+           'split', 'words', 'phase1', 'learning', 'chosen_weights', 'phase2', 'phase2_pilot', 'ladder', 'portion',
+           'main_job', 'erm_of_cures', 'cures', 'walk', 'limits', 'swaps', 'Look', 'phase1_looks']
 
 # %% ../nbs/21_campaign.ipynb #ee4400b8
 import math
@@ -141,6 +141,7 @@ def as_plan(
 # %% ../nbs/21_campaign.ipynb #1afa3ad5
 SIDE_BY_SIDE = 5  # seeds that train in one process
 ON_A_GPU = 10  # there, where ten take about twice as long as one
+OF_MANY = 10  # of an arm with many seeds: they share their paths, and what the baselines lose on them
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ def _compared(plan: Plan) -> list[Job]:
         n_seeds = plan.primary_seeds if cell == PRIMARY else plan.seeds
         for method in plan.family:
             arm = Job("phase1", "metrics", cell, method, f"{cell}-{method}", _asked(plan, "phase1", method, **CELLS[cell]), n_seeds)
-            jobs += split(arm, soon=plan.seeds, later=1)
+            jobs += split(arm, soon=plan.seeds, later=1, most=None if plan.scale == "paper" else OF_MANY)
         if plan.scale != "paper":
             all_four = _asked(plan, "phase1", "erm", **CELLS[cell], environments="low,medium,high,crisis")
             jobs += split(Job("phase1", "metrics", cell, "oracle", f"{cell}-oracle", all_four, plan.few), soon=plan.seeds)
@@ -224,7 +225,7 @@ def _controls(plan: Plan) -> list[Job]:
             continue
         first = MOST_SEEDS if arm == "erm_again" else 0
         row = Job("phase1", "controls", PRIMARY, arm, arm, _asked(plan, "phase1_controls", **changed), plan.control_seeds, seed=first, first=first)
-        jobs += split(row, soon=plan.few, later=2)
+        jobs += split(row, soon=plan.few, later=2, most=OF_MANY)
     return jobs
 
 
