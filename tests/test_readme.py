@@ -46,7 +46,7 @@ def test_links_of_the_readme_lead_somewhere():
 
 def test_two_commands_set_up_a_fresh_machine():
     run, test = commands()
-    assert run.endswith("&& papermill nbs/train.ipynb -p method irm") and test.endswith("&& pytest")
+    assert run.endswith("&& papermill nbs/train.ipynb -p method irm") and test.endswith("&& pytest -n 2 --dist loadfile")
     for command in (run, test): assert "pip install -c constraints.txt -e " in command
     assert (ROOT / "README.md").read_text().index(test) < 4000  # on the first screens
 
