@@ -8,8 +8,8 @@ __all__ = ['LEFT_OUT', 'PLANTED_COLUMN', 'SHOWN_VOLS', 'PROBED', 'LOOKED_AT', 'G
            'published_rows', 'sources']
 
 # %% ../nbs/24_gathering.ipynb #a5323abe
-import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -46,6 +46,11 @@ def runs_of(
 ) -> list[tuple[Job, Run]]:  # one per seed and penalty weight, done or not
     "The runs that answer some jobs, each beside its job."
     return [(job, run) for job in jobs for run in records(_config(job))]
+
+
+def _notebook(plan: Plan, job: Job) -> str:
+    "The executed notebook of a job, from the project: the file that Snakemake makes."
+    return f"runs/{plan.apart(job.campaign)}/notebooks/{job.name}.ipynb"
 
 
 def _place(job: Job, run: Run) -> int:
@@ -371,9 +376,11 @@ def _walked(plan: Plan, runs: list[tuple[Job, Run]]) -> dict[str, pd.DataFrame]:
     days = pd.concat(daily).groupby(["cell", "method", "date"], sort=False)["pnl"].mean().reset_index()
     judged_together = pd.concat(risks).query("method.str.endswith('_together')").drop_duplicates(["cell", "method", "cvar95"])
     if len(mixed := judged_together[judged_together.duplicated(["cell", "method"])]):
-        row = mixed.iloc[0]
-        raise ValueError(f"hedgers held together: expected one of all seeds of {row['method'].removesuffix('_together')} in {row['cell']}, got several, whose seeds were judged at different times; "
-                         f"rm -r its run folders, and give the command again with --forcerun {row['cell']}-{row['method'].removesuffix('_together')}")
+        cell, arm = mixed.iloc[0]["cell"], mixed.iloc[0]["method"].removesuffix("_together")
+        own = [(job, run) for job, run in runs if (job.cell, job.arm) == (cell, arm)]
+        folders = " ".join(os.path.relpath(run.folder, project()) for _, run in own)
+        raise ValueError(f"hedgers held together: expected one of all seeds of {arm} in {cell}, got several, whose seeds were judged at different times; "
+                         f"rm -r {folders}, and give the command again with --forcerun {_notebook(plan, own[0][0])}")
     together = judged_together[["cell", "method", "environment", "cvar95", "mean_pnl", "turnover"]].reset_index(drop=True)
     return {"days": days.round(8), "together": together.round(8)}
 
@@ -433,13 +440,15 @@ def refuse_unread(
     reads, most = CAMPAIGNS[campaign].reads, CAMPAIGNS[campaign].most_seeds
     if unread := [name for name in given if name not in reads]:
         raise ValueError(f"--config of {campaign} must be of {', '.join(reads)}, got {', '.join(unread)}, which it does not read; leave it out")
+    if campaign == "phase1" and as_plan(given).scale == "paper" and "control_seeds" in given:
+        raise ValueError(f"control_seeds mean nothing at scale paper, which is the comparison alone, got {given['control_seeds']}; leave them out")
     if "seeds" in given and as_plan(given).seeds > most:
         raise ValueError(f"--config seeds of {campaign} must be at most {most}, got {given['seeds']}, of which it would leave out the rest; write seeds={most}")
 
 
 def _refuse_missing(campaign: str, plan: Plan, runs: list[tuple[Job, Run]]) -> None:
     "Refuse to gather while a run is not finished, and say how it is made."
-    missing = {run.folder.name: f"runs/{plan.apart(job.campaign)}/notebooks/{job.name}.ipynb" for job, run in runs if not run.done}
+    missing = {run.folder.name: _notebook(plan, job) for job, run in runs if not run.done}
     if not missing:
         return
     notebooks = " ".join(dict.fromkeys(missing.values()))

@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from conftest import ROOT
 from hirm.campaign import Plan
 from hirm.gathering import _walked, jobs
 from hirm.config import as_config, judged_environments
@@ -41,8 +42,8 @@ def test_days_gathered_are_those_ahead_of_members_alone_of_members_together_and_
         table = pd.DataFrame(rows, columns=["method", "environment", "date", "pnl"])
         table.to_csv(folder / "calendar.csv", index=False)
         table.assign(cvar95=0.1 * table["pnl"], mean_pnl=table["pnl"], turnover=1.0).to_csv(folder / "metrics.csv", index=False)
-        job = SimpleNamespace(cell="until_2007", arm="blind", asked={"method": "erm"})
-        runs.append((job, SimpleNamespace(artifacts=folder, diverged=7 if seed == 2 else None)))
+        job = SimpleNamespace(cell="until_2007", arm="blind", asked={"method": "erm"}, campaign="walk_forward", name="until_2007-blind")
+        runs.append((job, SimpleNamespace(artifacts=folder, folder=ROOT / "runs" / "walk_forward" / f"erm-s{seed}", diverged=7 if seed == 2 else None)))
     found = _walked(Plan(), runs)
     row = lambda method, pnl: dict(cell="until_2007", method=method, date="2008-02-01", pnl=pnl)
     assert found["days"].to_dict("records") == [row("blind", 2.0), row("delta", -0.5), row("blind_together", 2.5)]
@@ -50,4 +51,4 @@ def test_days_gathered_are_those_ahead_of_members_alone_of_members_together_and_
     mixed.loc[mixed["method"] == "blend", "cvar95"] = 0.3
     assert found["together"].to_dict("records") == [dict(cell="until_2007", method="blind_together", environment="years_2008_2012", cvar95=0.25, mean_pnl=2.5, turnover=1.0)]
     mixed.to_csv(tmp_path / "1" / "metrics.csv", index=False)  # judged when there were fewer seeds
-    with pytest.raises(ValueError, match="expected one of all seeds of blind in until_2007, got several.*--forcerun until_2007-blind"): _walked(Plan(), runs)
+    with pytest.raises(ValueError, match="expected one of all seeds of blind in until_2007, got several.*rm -r runs/walk_forward/erm-s0 .*--forcerun runs/walk_forward/notebooks/until_2007-blind.ipynb"): _walked(Plan(), runs)
