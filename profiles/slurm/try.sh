@@ -6,7 +6,8 @@ campaign=${1:-learning}; asked=(--profile profiles/slurm "$campaign" --config sc
 runs=runs/${campaign}_smoke; log=.snakemake/tried.log; mkdir -p .snakemake; : > "$log"
 say() { echo "$(date +%T) $*"; }
 fail() { say "did not hold: $*"; tail -30 "$log"; exit 1; }
-running() { squeue --me --noheader --states=RUNNING --format=%i; }
+# Jobs of this clone alone: whatever else runs under the same name is left alone.
+ours() { squeue --me --noheader --format='%i %T %Z' "$@" | awk -v here="$PWD" '{ id = $1; state = $2; sub(/^[^ ]+ [^ ]+ /, ""); if ($0 == here) print id, state }'; }
 # The kernel of a job that trains, with the run that it writes: its holder file names the process.
 writing() { grep -ls . "$runs"/.locks/*.json 2>/dev/null | while read -r holder; do
     pid=$(sed 's/.*"pid": \([0-9]*\).*/\1/' "$holder"); run=$(basename "$holder" .json)
@@ -26,9 +27,9 @@ sleep 5
 
 found=$(pick) || fail "no third training was seen"; set -- $found; hurt+=("$2")
 kill -9 "$snakemake"; wait "$snakemake" 2>/dev/null || true
-say "kill -9 of snakemake with $(running | wc -l) jobs alive, one of which wrote $2"
-squeue --me --noheader --format=%i | xargs -r scancel  # as CONTRIBUTING says: jobs that live on are cancelled first
-while [ -n "$(squeue --me --noheader --format=%i)" ]; do sleep 1; done
+say "kill -9 of snakemake with $(ours --states=RUNNING | wc -l) jobs alive, one of which wrote $2"
+ours | cut -d" " -f1 | xargs -r scancel  # as CONTRIBUTING says: jobs that live on are cancelled first
+while [ -n "$(ours)" ]; do sleep 1; done
 
 snakemake "${asked[@]}" --unlock >> "$log" 2>&1
 snakemake "${asked[@]}" >> "$log" 2>&1 || fail "the same command again"
