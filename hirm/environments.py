@@ -373,6 +373,18 @@ def _recorded(path, name, asked):
     "One environment of a YAML file."
     def refuse(what, got, cure):
         raise ValueError(f"{path.name}, environment {name!r}: {what}, got {got!r}; {cure}")
+    _check_fields(asked, refuse)
+    file = path.parent / str(asked["file"])
+    if not file.is_file():
+        refuse("file must be a CSV beside the YAML", asked["file"], "check its name")
+    market = Windows(str(file), **_windows_asked(asked, refuse))
+    friction = Proportional(float(asked["half_spread"]))
+    own = {field: str(asked[field]) for field in ("family", "source") if field in asked}
+    return Environment(name, asked["role"], market, friction, n_steps=market.n_steps, **own)
+
+
+def _check_fields(asked, refuse):
+    "Refuse a field that is unknown or missing, and a half-spread that is no fraction."
     if not isinstance(asked, dict):
         refuse("must have fields", asked, "write {file: prices.csv, role: test, half_spread: 0.001}")
     known = _OF_ENVIRONMENT + _OF_WINDOWS
@@ -383,11 +395,12 @@ def _recorded(path, name, asked):
         if field not in asked:
             refuse(f"{field} must be given", sorted(asked), "10 bp is half_spread: 0.001")
     spread = asked["half_spread"]
-    if isinstance(spread, bool) or not isinstance(spread, (int, float)) or not 0 <= spread <= 0.1:
+    if not _is_number(spread) or not 0 <= spread <= 0.1:
         refuse("half_spread must be a fraction of the price from 0 to 0.1", spread, "10 bp is 0.001")
-    file = path.parent / str(asked["file"])
-    if not file.is_file():
-        refuse("file must be a CSV beside the YAML", asked["file"], "check its name")
+
+
+def _windows_asked(asked, refuse):
+    "What is asked of the windows; those that are trained on are centered unless the file says otherwise."
     fields = {field: value for field, value in asked.items() if field in _OF_WINDOWS}
     if "exclude" in fields:
         fields["exclude"] = tuple(tuple(days) for days in fields["exclude"])
@@ -395,11 +408,16 @@ def _recorded(path, name, asked):
     if not isinstance(fields["centered"], bool):
         refuse("centered must be true or false, without quotes", fields["centered"], "write it so, or drop it")
     for field in ("low", "high"):
-        if field in fields and (isinstance(fields[field], bool) or not isinstance(fields[field], (int, float)) or 5 < fields[field] < math.inf):
-            refuse(f"{field} must be a number, a bound of the annualised vol", fields[field], "18 % is 0.18")
-    market = Windows(str(file), **fields)
-    own = {field: str(asked[field]) for field in ("family", "source") if field in asked}
-    return Environment(name, asked["role"], market, Proportional(float(spread)), n_steps=market.n_steps, **own)
+        bound = fields.get(field, 0.0)
+        in_percent = _is_number(bound) and 5 < bound < math.inf
+        if in_percent or not _is_number(bound):
+            refuse(f"{field} must be a number, a bound of the annualised vol", bound, "18 % is 0.18")
+    return fields
+
+
+def _is_number(value):
+    "Whether a value of a file is a number; true and false are none."
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 # %% ../nbs/06_environments.ipynb #4f322f1c
 def stream(

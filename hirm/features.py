@@ -48,9 +48,17 @@ USUAL = ("delta", "gamma", "tau", "realized_vol")  # what a hedger sees if nothi
 # %% ../nbs/07_features.ipynb #b585adab
 def _check_values(name, values, spot):
     "Refuse a column that has no number for each date at which a hedger acts."
-    got = values.dtype if isinstance(values, Tensor) and values.dtype != spot.dtype else getattr(values, "shape", type(values).__name__)
-    if not isinstance(values, Tensor) or values.dtype != spot.dtype or values.shape[:-1] != spot.shape[:-1] or values.shape[-1] not in (spot.shape[-1] - 1, spot.shape[-1]):
-        raise ValueError(f"column {name} must be like the spot, (…, n_paths, n_steps+1) {tuple(spot.shape)} of {spot.dtype}, got {got}; .expand_as(e.paths.spot) gives one number to all")
+    *paths, n_dates = spot.shape
+    if not isinstance(values, Tensor):
+        got = getattr(values, "shape", type(values).__name__)
+    elif values.dtype != spot.dtype:
+        got = values.dtype
+    elif list(values.shape) not in ([*paths, n_dates - 1], [*paths, n_dates]):
+        got = values.shape
+    else:
+        return
+    raise ValueError(f"column {name} must be like the spot, (…, n_paths, n_steps+1) {tuple(spot.shape)} of {spot.dtype}, got {got}; "
+                     ".expand_as(e.paths.spot) gives one number to all")
 
 
 def features(

@@ -19,7 +19,6 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -78,8 +77,12 @@ def _ranges(
 ) -> str:  # like 2…22, 40
     "Row numbers, neighbours joined, ten ranges at most."
     after_gap = np.flatnonzero(np.diff(rows) > 1) + 1
-    parts = [f"{part[0]}…{part[-1]}" if len(part) > 1 else f"{part[0]}" for part in np.split(rows, after_gap)]
-    shown = parts if len(parts) <= 10 else [*parts[:10], "…"]
+    shown = []
+    for part in np.split(rows, after_gap):
+        first, last = part[0], part[-1]
+        shown.append(f"{first}" if first == last else f"{first}…{last}")
+    if len(shown) > 10:
+        shown = [*shown[:10], "…"]
     return ", ".join(shown)
 
 
@@ -461,12 +464,16 @@ class VarianceRule:
         close: np.ndarray,  # closes, oldest first
     ) -> np.ndarray:  # annualised variance of the next day, as expected at each close
         "Runs the recursion forward from the mean square of the first 20 returns; entry t uses closes up to t, from row 20 on."
-        returns = np.diff(np.log(close), prepend=np.log(close[0]))
-        seed = np.mean(returns[1 : N_PAST + 1] ** 2)  # the days before row N_PAST start no window
-        later = returns[N_PAST + 1 :]
-        news = self.omega + (self.alpha + self.gamma * (later < 0)) * later**2
-        forecast = list(accumulate(news, lambda before, new: new + self.beta * before, initial=seed))[1:]
-        return DAYS_PER_YEAR * np.concatenate([np.full(N_PAST + 1, seed), forecast])
+        returns = np.diff(np.log(close))
+        first, later = returns[:N_PAST], returns[N_PAST:]
+        expected = np.mean(first**2)
+        weight = self.alpha + self.gamma * (later < 0)
+        news = self.omega + weight * later**2
+        variance = [expected] * (N_PAST + 1)  # the days before row N_PAST start no window
+        for new in news:
+            expected = new + self.beta * expected
+            variance.append(expected)
+        return DAYS_PER_YEAR * np.array(variance)
 
     def average(
         self,
@@ -523,11 +530,15 @@ def effective_number(
     n_steps: int,  # days of life
 ) -> float:  # independent windows
     "Number of independent windows whose average is as uncertain as that of these, which share days."
-    present = np.zeros(rows[-1] - rows[0] + n_steps)
-    present[rows - rows[0]] = 1.0
-    pairs = [present[: len(present) - k] @ present[k:] for k in range(n_steps)]  # k days apart
-    shared = np.array(pairs) * (1 - np.arange(n_steps) / n_steps)
-    return float(len(rows) ** 2 / (2 * shared.sum() - shared[0]))
+    day = rows - rows[0]
+    starts = np.zeros(day[-1] + n_steps)  # 1 on days on which a window starts
+    starts[day] = 1.0
+    lags = range(n_steps)  # days between the starts of two windows
+    pairs = np.array([starts[: len(starts) - lag] @ starts[lag:] for lag in lags])
+    correlation = 1 - np.array(lags) / n_steps  # of the two: the share of days that they have in common
+    shared = pairs * correlation
+    total = 2 * shared.sum() - shared[0]  # each pair in both orders, each window with itself once
+    return float(len(rows) ** 2 / total)
 
 # %% ../nbs/02_history.ipynb #390a133c
 def worst_stretches(

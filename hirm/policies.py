@@ -316,7 +316,6 @@ class _Learned(Learnable):
         n_outputs = self.outputs * n_instruments
         self.columns = tuple(columns)
         self.n_instruments = n_instruments
-        self.dropout = None  # masks of both layers, from `drop`
         self.weight1 = nn.Parameter(_uniform((width, n_inputs), n_inputs, generators))  # (M, width, n_inputs)
         self.bias1 = nn.Parameter(_uniform((width, 1), n_inputs, generators))
         self.weight2 = nn.Parameter(_uniform((width, width), width, generators))

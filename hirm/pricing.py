@@ -23,7 +23,7 @@ from scipy.interpolate import CubicSpline
 from torch import Tensor
 
 from .history import Windows
-from .markets import GBM, SABR, Heston, Jumps, Market, Momentum, Paths
+from .markets import GBM, SABR, Heston, Jumps, Momentum, Paths
 
 # %% ../nbs/03_pricing.ipynb #b1b36d68
 def _tensors(
@@ -839,7 +839,9 @@ def _heston_call_greeks(
     return price, slope, swaps * reach
 
 # %% ../nbs/03_pricing.ipynb #4a09b815
-_DISTANCES, _VARIANCES, _PEAK = 161, 65, 0.2  # points of a table, densest within 0.2 standard deviations of the strike
+_DISTANCES, _VARIANCES = 161, 65  # points of a table
+_PEAK = 0.2  # standard deviations from the strike within which distances lie densest
+_SPAN = math.asinh(_REACH / _PEAK)  # of the distances on the scale on which their points are even
 
 
 @functools.cache
@@ -848,20 +850,30 @@ def _hedge_table(
     tau: float,  # years to expiry
     highest: float,  # variance at which the table ends
 ) -> np.ndarray:  # spline coefficients of the integrals of delta and swaps, (2, variances, distances)
-    "The model's hedge at one date."
-    distance = _PEAK * torch.sinh(torch.linspace(-1, 1, _DISTANCES, dtype=torch.float64) * math.asinh(_REACH / _PEAK))
-    variance = highest * torch.linspace(0, 1, _VARIANCES, dtype=torch.float64) ** 3
-    values = _beyond_black_scholes(market, distance, torch.tensor(tau, dtype=torch.float64), variance)[1:]
-    return np.stack([ndimage.spline_filter(v.numpy(), order=3, mode="mirror") for v in values])
+    "The model's hedge at one date: its points are even in asinh of the distance, and in the cube root of the variance."
+    even = torch.linspace(-1, 1, _DISTANCES, dtype=torch.float64)
+    distance = _PEAK * torch.sinh(even * _SPAN)
+    root = torch.linspace(0, 1, _VARIANCES, dtype=torch.float64)
+    variance = highest * root**3
+    years = torch.tensor(tau, dtype=torch.float64)
+    _, in_spot, in_swaps = _beyond_black_scholes(market, distance, years, variance)
+    coefficients = [ndimage.spline_filter(values.numpy(), order=3, mode="mirror") for values in (in_spot, in_swaps)]
+    return np.stack(coefficients)
 
 
 def _look_up(table: np.ndarray, distance: Tensor, variance: Tensor, highest: float) -> list[Tensor]:
     "Delta's and the swaps' integrals at the points asked for; nothing beyond the table's distances."
-    across = (torch.asinh(distance / _PEAK) / math.asinh(_REACH / _PEAK) + 1) / 2 * (_DISTANCES - 1)
-    up = (variance / highest).clamp(max=1.0).pow(1 / 3) * (_VARIANCES - 1)
-    points = torch.stack([up, across]).cpu().numpy()
-    found = (ndimage.map_coordinates(part, points, order=3, mode="nearest", prefilter=False) for part in table)
-    return [torch.as_tensor(f).to(distance) * (distance.abs() < _REACH) for f in found]
+    even = torch.asinh(distance / _PEAK) / _SPAN
+    root = (variance / highest).clamp(max=1.0).pow(1 / 3)
+    column = (even + 1) / 2 * (_DISTANCES - 1)
+    row = root * (_VARIANCES - 1)
+    points = torch.stack([row, column]).cpu().numpy()
+    within = distance.abs() < _REACH
+    found = []
+    for coefficients in table:
+        values = ndimage.map_coordinates(coefficients, points, order=3, mode="nearest", prefilter=False)
+        found.append(torch.as_tensor(values).to(distance) * within)
+    return found
 
 # %% ../nbs/03_pricing.ipynb #71627ffc
 @torch.no_grad()

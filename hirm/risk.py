@@ -203,7 +203,7 @@ def tail_weights(
 
     The value uses τ as a constant; the derivative uses dτ = Σ s'dL / Σ s', the implicit-function theorem.
     """
-    centre, width = _standardise(loss, smoothing)
+    _, width = _standardise(loss, smoothing)
     if threshold is None:
         threshold = smoothed_var(loss, alpha, smoothing)
     score = (loss - threshold.detach()[..., None]) / width
