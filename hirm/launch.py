@@ -15,6 +15,7 @@ import os
 import re
 import sys
 import sysconfig
+from functools import partial
 from pathlib import Path
 
 # %% ../nbs/22_launch.ipynb #b34d9df5
@@ -51,14 +52,16 @@ def given_parameters(
 ) -> dict:  # name → value; a value of -p is the text that was typed
     "The parameters of a command, in papermill's order of kinds: base64, files, YAML, -p, -r; among those of one kind the later wins."
     import yaml
+    from papermill.iorw import NoDatesSafeLoader  # to papermill a date is a text
+    read = partial(yaml.load, Loader=NoDatesSafeLoader)
     encoded, files, texts, plain, raw = {}, {}, {}, {}, {}
     for option, *values in options:
         if option in ("-f", "--parameters_file"):
-            files |= yaml.safe_load(Path(values[0]).read_text()) or {}
+            files |= read(Path(values[0]).read_text()) or {}
         elif option in ("-y", "--parameters_yaml"):
-            texts |= yaml.safe_load(values[0]) or {}
+            texts |= read(values[0]) or {}
         elif option in ("-b", "--parameters_base64"):
-            encoded |= yaml.safe_load(base64.b64decode(values[0])) or {}
+            encoded |= read(base64.b64decode(values[0])) or {}
         elif VALUES.get(option) == 2 and len(values) == 2:
             kind = raw if option in ("-r", "--parameters_raw") else plain
             kind[values[0]] = values[1]
@@ -99,10 +102,13 @@ def output_path(
     for name in sorted(set(given) - {"method", "seed", "runs"}):
         if str(given[name]) != str(defaults.get(name)):
             parts.append(f"{name}={given[name]}")
-    name = re.sub(r"[^\w.=+-]+", "_", "-".join(parts))
-    if len(name) > 150:
-        name = f"{name[:140]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-    return home(notebook) / str(asked.get("runs", "runs")) / "notebooks" / f"{name}.ipynb"
+    asked_for = "-".join(parts)
+    name = re.sub(r"[^\w.=+-]+", "_", asked_for)
+    same_for_others = name != asked_for.replace(",", "_")
+    if same_for_others or len(name.encode()) > 150:  # a file's name has 255 bytes at most
+        begins = name.encode()[:140].decode(errors="ignore")
+        name = f"{begins}-{hashlib.sha256(asked_for.encode()).hexdigest()[:8]}"
+    return home(notebook) / str(asked.get("runs", "runs")).strip() / "notebooks" / f"{name}.ipynb"
 
 # %% ../nbs/22_launch.ipynb #bf76c1fa
 def fill_output(
@@ -114,9 +120,12 @@ def fill_output(
     notebook = Path(words[plain[0]]) if plain else None
     if asks or not plain or not notebook.is_file() or home(notebook) is None: return words
     if len(plain) > 1:
-        if Path(words[plain[1]]).resolve() != notebook.resolve(): return words
-        sys.exit(f"papermill: expected an output other than the input, got {notebook} for both; leave it out and it goes to runs/notebooks/")
-    given = given_parameters(options)
+        _check_output(Path(words[plain[1]]), notebook)
+        return words
+    try:
+        given = given_parameters(options)
+    except Exception:  # papermill says what is wrong with its options
+        return words
     output = output_path(notebook, given)
     try:
         if "runs" in given:
@@ -128,16 +137,28 @@ def fill_output(
     return [*words[:plain[0] + 1], os.path.relpath(output), *words[plain[0] + 1:]]
 
 
+def _check_output(output: Path, notebook: Path) -> None:
+    "Refuse an output that would replace the input, or stand among the project's own notebooks."
+    place, source = output.resolve(), notebook.resolve()
+    if place == source:
+        sys.exit(f"papermill: expected an output other than the input, got {notebook} for both; leave it out and it goes to runs/notebooks/")
+    if place.is_relative_to(source.parent) or (place.is_file() and place.is_relative_to(source.parent.parent / "book")):
+        sys.exit(f"papermill: expected an output outside the project's own notebooks, got {output}; papermill runs one notebook a command: "
+                 "leave the second out, and the output goes to runs/notebooks/")
+
+
 def _typed(options: list[tuple]):
-    "What papermill makes of `runs`: by -p 2026 it is a number, by -r a text."
+    "What papermill makes of `runs`: by -p 2026 it is a number, by -r a text, in YAML what YAML says."
     runs = given_parameters(options)["runs"]
-    raw = any(option in ("-r", "--parameters_raw") and values[0] == "runs" for option, *values in options)
-    if raw or runs in ("True", "False", "None"):
-        return runs if raw else ast.literal_eval(runs)
+    given_by = {option for option, *values in options if values and values[0] == "runs"}
+    if given_by & {"-r", "--parameters_raw"} or not given_by & {"-p", "--parameters"}:
+        return runs
+    if runs in ("True", "False", "None"):
+        return ast.literal_eval(runs)
     for kind in (int, float):
         try:
             return kind(runs)
-        except (TypeError, ValueError):
+        except ValueError:
             pass
     return runs
 

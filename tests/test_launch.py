@@ -157,6 +157,30 @@ def test_the_input_is_never_overwritten(project, through):
     assert (project / "nbs" / "train.ipynb").read_bytes() == before
 
 
+@pytest.mark.parametrize("output", ["nbs/evaluate.ipynb", "nbs/new.ipynb", "book/page.ipynb"])
+def test_no_notebook_of_the_project_is_overwritten_or_joined(project, output, monkeypatch):
+    """Two notebooks, typed in the hope that both are run."""
+    (project / "book").mkdir()
+    for name in ("nbs/evaluate.ipynb", "book/page.ipynb"): (project / name).write_text("its own")
+    monkeypatch.chdir(project)
+    with pytest.raises(SystemExit, match=f"expected an output outside the project's own notebooks, got {output}; papermill runs one notebook a command"):
+        fill_output(["nbs/train.ipynb", output])
+    assert fill_output(["nbs/train.ipynb", "book/results/new.ipynb"])[1] == "book/results/new.ipynb"
+
+
+@pytest.mark.parametrize("words", [["-f"], ["-f", "missing.yaml"], ["-y", "[1,2]"], ["-y", "{a: "], ["-b", "x"], ["-f", "s3://bucket/file.yaml"]])
+def test_what_papermill_cannot_read_papermill_refuses(project, words, monkeypatch):
+    monkeypatch.chdir(project)
+    assert fill_output(["nbs/train.ipynb", *words]) == ["nbs/train.ipynb", *words]
+
+
+@pytest.mark.parametrize("words, folder", [
+    (["-y", "{runs: '2026'}"], "2026"), (["-y", "{runs: 2026-01-01}"], "2026-01-01"), (["-p", "runs", " out "], "out"), (["-p", "runs", "a", "-r", "runs", "7"], "7")])
+def test_a_folder_is_the_one_that_its_run_will_have(project, words, folder, monkeypatch):
+    monkeypatch.chdir(project)
+    assert fill_output(["nbs/train.ipynb", *words])[1].startswith(f"{folder}/notebooks/")
+
+
 def test_unwritable_runs_folder_is_refused_before_any_work(project):
     (project / "file").touch()
     code, said = pipe([PAPERMILL, "nbs/train.ipynb", "-p", "runs", "file"], project)
@@ -202,7 +226,10 @@ def test_name_of_the_output(project):
     notebook = project / "nbs" / "train.ipynb"
     name = lambda **given: output_path(notebook, given).relative_to(project).as_posix()
     assert name() == name(method="erm", seed="0", weight="-1.0") == "runs/notebooks/train-erm-s0.ipynb"
-    assert name(weight="1e-3", history="../my data.csv") == "runs/notebooks/train-erm-s0-history=.._my_data.csv-weight=1e-3.ipynb"
+    assert name(weight="1e-3", history="../my data.csv") == "runs/notebooks/train-erm-s0-history=.._my_data.csv-weight=1e-3-f49f3dd9.ipynb"
+    assert name(environments="low,medium") == "runs/notebooks/train-erm-s0-environments=low_medium.ipynb"
+    assert len({name(history=path) for path in ("a/b.csv", "a_b.csv", "a b.csv")}) == 3
+    assert len(Path(name(history="価" * 120 + ".csv")).name.encode()) < 200
     assert name(runs="elsewhere/x") == "elsewhere/x/notebooks/train-erm-s0.ipynb"
     long = [name(history=letter * 300) for letter in "ab"]
     assert long[0] != long[1] and max(map(len, long)) < 200
