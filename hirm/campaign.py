@@ -134,8 +134,10 @@ def as_plan(
     given: Mapping,  # names and values as `snakemake --config` gives them
 ) -> Plan:
     "Build a plan, refusing a word that it does not know."
-    for name in given:
+    for name, value in given.items():
         one_of("word of --config", name, [f.name for f in fields(Plan)])
+        if value is None and name in ("primary_seeds", "control_seeds"):  # by None a plan leaves them out
+            raise ValueError(f"{name} must have a value, got {value}; write {name}=VALUE, or leave it out")
     return Plan(**given)
 
 # %% ../nbs/21_campaign.ipynb #1afa3ad5
@@ -333,7 +335,6 @@ def _twins(
             jobs += split(Job(campaign, "metrics", cell, arm, f"{cell}-{arm}", parameters, n_seeds), soon=n_seeds)
     return jobs
 
-
 # %% ../nbs/21_campaign.ipynb #26f164ce
 def _primary_of_phase2(plan: Plan) -> list[Job]:
     "The cell that carries the claims, the ERM that is not shown the column, and the ERM that has met what it is judged by."
@@ -388,7 +389,6 @@ def _beside_the_claims(plan: Plan) -> list[Job]:
 def phase2(plan: Plan) -> list[Job]:
     "The jobs of the planted case."
     return _primary_of_phase2(plan) + _beside_the_claims(plan)
-
 
 # %% ../nbs/21_campaign.ipynb #f5c3c6d1
 def phase2_pilot(plan: Plan) -> list[Job]:

@@ -8,9 +8,7 @@ __all__ = ['SOURCES', 'MIRRORS', 'SCALES', 'RANGES', 'HOME', 'REGISTRIES', 'read
            'known_environments', 'training_environments', 'judged_environments', 'as_config']
 
 # %% ../nbs/15_config.ipynb #c0f10004
-import hashlib
 import importlib
-import importlib.util
 import inspect
 import math
 import os
@@ -28,7 +26,7 @@ from .environments import ENVIRONMENTS, MADE_ON_DEMAND, Environment, Terms, name
 from .features import COLUMNS, USUAL, Column
 from .history import N_STEPS, Windows, history_file, load_series, project, same_record, series_digest
 from .objectives import HEADS, METHODS, NEEDS, Method, Schedule, find_method
-from .parameters import fingerprint, load_plugin, loaded_plugin, one_of, read_device, read_fields, read_names, read_number, read_text, registered_by_others
+from .parameters import file_fingerprint, fingerprint, load_plugin, loaded_plugin, one_of, read_already, read_device, read_fields, read_names, read_number, read_text, registered_by_others
 from .policies import BASELINES, HELD_AS, POLICIES, Learnable
 from .pricing import PAYOFFS, Liability
 from .risk import CVaR, Entropic
@@ -190,7 +188,7 @@ class Config:
         self._fill({"plugins": load_plugins(self.plugins, self.contents if isinstance(self.contents, dict) else None)})
         usual = {f.name: f.default for f in fields(self)} | SCALES["laptop"]
         read_fields(self, RANGES, usual, environments=_read_list, extra_features=_read_columns, penalty_weight=read_weights,
-                    alpha=read_confidence, device=read_device, runs=read_folder, contents=_read_contents, plugins=_read_again, instruments=_read_instruments,
+                    alpha=read_confidence, device=read_device, runs=read_folder, contents=_read_contents, plugins=read_already, instruments=_read_instruments,
                     wandb=read_mirror)
         method = find_method(self.method)
         one_of("scale", self.scale, SCALES)
@@ -205,6 +203,7 @@ class Config:
         one_of("risk_unit", self.risk_unit, ("reference", "premium", "spot"))
         one_of("decay", self.decay, ("cosine", "constant"))
         self._check_sizes()
+        self._check_read(method)
         self._fill(_found_history(self.history, self.history_digest))
         _check_environments(self)
         self._fill({"contents": _found_contents(self)})
@@ -230,6 +229,20 @@ class Config:
             if (1 - self.alpha) * n_paths < 1 - 1e-9:  # (1 - 0.9) * 10 is a hair below 1
                 raise ValueError(f"the tail must hold at least one path, got {name} {n_paths} at alpha {self.alpha:.12g}; "
                                  f"write {math.ceil(1 / (1 - self.alpha) - 1e-6)} or more, or a smaller alpha")
+
+    def _check_read(self, method):
+        "Refuse what would be left unread: another number for it would be another run of the same results."
+        usual = {field.name: field.default for field in fields(self)}
+        if method.weight_decay is not None and self.weight_decay != usual["weight_decay"]:
+            raise ValueError(f"weight_decay is {method.name}'s own, {method.weight_decay:g}, and must be left out, got {self.weight_decay:g}; for another, register a method of your own")
+        if self.aversion is None:
+            return
+        unread = ["smoothing"] if self.risk_unit == "reference" else ["smoothing", "alpha"]
+        for name in unread:
+            if getattr(self, name) != usual[name]:
+                raise ValueError(f"{name} belongs to the CVaR and must be left out where aversion asks for the entropic risk, got {getattr(self, name):g}; drop one of the two")
+        if method.objective is METHODS["wcvar"].objective:
+            raise ValueError(f"{method.name} is the worst case of a CVaR, and has no use for aversion, got {self.aversion:g}; leave aversion out, or take another method")
 
     @property
     def names(self) -> list[str]:
@@ -317,11 +330,6 @@ def _read_instruments(name, value):
         raise ValueError(f"{name} must be spot, or spot and the variance swap, got {value!r}; write spot,variance_swap")
     return ",".join(names)
 
-
-def _read_again(name, value):
-    "What was read before all else."
-    return value
-
 # %% ../nbs/15_config.ipynb #14cbee95
 def _one_file(name, given):
     "Refuse a path that fits two different files, one here and one in the project."
@@ -343,7 +351,7 @@ def _found_history(history, expected):
             raise FileNotFoundError(f"history {history!r} must be where it was when this run was made, got no file there; put it back, or say by -p history where it is now")
         path = _READ[expected]
     load_series(path)
-    found = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    found = file_fingerprint(path)
     if expected not in (None, found):
         raise ValueError(f"history {history!r} has changed: this run was made with a file of fingerprint {expected}, got {found}; "
                          "restore the file, or leave history_digest out to start a new run")
@@ -382,12 +390,12 @@ def find_liability(
     return build(**given)
 
 # %% ../nbs/15_config.ipynb #own00005
-def _of_kind(kind, cure, named=True):
+def _of_kind(kind, cure):
     "A check that an entry of a registry is what it must be, and goes by the name that it says itself."
     def check(name, entry):
         if not isinstance(entry, kind):
             raise ValueError(f"must be an instance of {kind.__name__}, got {entry!r}; {cure}")
-        if named and entry.name != name:
+        if entry.name != name:
             raise ValueError(f"must be registered by its own name, got {entry.name!r}; write the same twice")
     return check
 
@@ -451,13 +459,26 @@ def _plugin_file(name, recorded=None):
         if not path.is_file():
             raise FileNotFoundError(f"plugins must be files or modules, got {name!r}, where no file is; check the path; a run keeps a copy in its folder plugins/")
         return path.resolve()
-    try:
-        spec = importlib.util.find_spec(name)
-    except (ImportError, ValueError):
-        spec = None
+    spec = _found_module(name)
     if spec is None or not spec.has_location:
         raise FileNotFoundError(f"plugins must be files or modules, got {name!r}, which is no module that can be imported; for a file write {name}.py")
     return Path(spec.origin).resolve()
+
+
+def _found_module(name):
+    "Where Python would find a module, and None for no module; unlike importlib's own search it runs no package on the way."
+    parts = name.split(".")
+    if not all(part.isidentifier() for part in parts):
+        return None
+    spec, within, path = None, "", None
+    for part in parts:
+        within = f"{within}.{part}" if within else part
+        found = (finder.find_spec(within, path) for finder in sys.meta_path if hasattr(finder, "find_spec"))
+        spec = next((one for one in found if one is not None), None)
+        if spec is None:
+            return None
+        path = spec.submodule_search_locations or []
+    return spec
 
 
 def plugin_files(
@@ -489,11 +510,6 @@ def _register_environments(file):
         ENVIRONMENTS[name] = environment
 
 
-def _text_of(file):
-    "Fingerprint of the text of a plugin."
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
-
-
 def _refuse_changed(names):
     "Refuse what a record knows by another fingerprint."
     if names:
@@ -510,7 +526,7 @@ def load_plugins(
     names = [] if plugins in ("", None) else read_names("plugins", plugins)
     files = plugin_files(",".join(names), recorded)
     if recorded is not None:
-        _refuse_changed([f"plugin {file.stem}" for file in files if recorded.get(f"plugin {file.stem}") != _text_of(file)])
+        _refuse_changed([f"plugin {file.stem}" for file in files if recorded.get(f"plugin {file.stem}") != file_fingerprint(file)])
     spelt = []
     for name, file in zip(names, files):
         is_file, run = Path(name).suffix in (".py", ".yaml", ".yml"), None
@@ -641,7 +657,7 @@ def _found_contents(config):
             things[f"need {need}"] = NEEDS[need]
     found = {name: fingerprint(thing) for name, thing in things.items()}
     for file in plugin_files(config.plugins):
-        found[f"plugin {file.stem}"] = _text_of(file)
+        found[f"plugin {file.stem}"] = file_fingerprint(file)
     expected = config.contents or {}
     _refuse_changed([name for name in found if expected.get(name, found[name]) != found[name]])
     return found

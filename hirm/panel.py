@@ -9,6 +9,7 @@ __all__ = ['READERS', 'Panel', 'as_panel', 'Inspection', 'Trial']
 import hashlib
 import os
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
@@ -23,7 +24,7 @@ from .environments import Environment, nameable_environments
 from .evaluation import PROBES, Judgement, Probe, judge
 from .history import project
 from .objectives import METHODS
-from .parameters import one_of, read_claim, read_device, read_fields, read_names, read_whole
+from .parameters import one_of, read_already, read_claim, read_device, read_fields, read_names, read_text, read_whole
 from .policies import POLICIES, Groups
 from .runs import Checkpoints, check_writable, collect, publish
 from .training import load_policy
@@ -57,19 +58,15 @@ def _read_protocols(name, value):
     return ",".join(protocols)
 
 
-def _read_again(name, value):
-    "What was read before all else."
-    return value
-
 
 READERS = dict(runs=read_folder, out=read_folder, methods=_read_some, seeds=_read_seeds, environments=_read_some, protocols=_read_protocols,
-               device=read_device, probes=_read_some, probed=_read_some, plugins=_read_again)
+               device=read_device, probes=_read_some, probed=_read_some, plugins=read_already)
 
 # %% ../nbs/19_panel.ipynb #19c00012
 def _is_oracle(asked: Mapping) -> bool:
     """Return whether a run was trained or selected on a test environment; of a history of one's own those are the holdout and the worst stretches."""
     known = nameable_environments()  # the registry, and the folds of the walk forward
-    names = [name.strip() for name in (*asked["environments"].split(","), asked["validate_on"])]
+    names = [name.strip() for name in (*str(asked["environments"]).split(","), str(asked["validate_on"]))]
     return any(known[name].role == "test" if name in known else name == "holdout" or name.startswith("worst_") for name in names)
 
 
@@ -219,7 +216,7 @@ class Panel:
     def __post_init__(self):
         object.__setattr__(self, "plugins", load_plugins(self.plugins))
         if self.history is not None:
-            find_history(self.history)
+            find_history(read_text("history", self.history))
         read_fields(self, {"n_paths": (100, 10**8), "ensemble": (2, 1000)}, {"n_paths": 100_000, "ensemble": 5}, **READERS)
         one_of("policy", self.policy, POLICIES)
         for name in self.method_names:
@@ -345,7 +342,8 @@ def _look(panel: Panel) -> str:
     """Return the name of a look's folder: a part of the runs or of the worlds never takes the place of all."""
     chosen = [f"{name}={value}" for name, value in _asked(panel).items() if name not in ("runs", "policy", "realized_vol", "plugins")]
     name = re.sub(r"[^\w.=+-]+", "_", "-".join([panel.policy, "seeing" if panel.realized_vol else "blind", *chosen]))
-    return name if len(name) <= 150 else f"{name[:140]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    begins = name.encode()[:140].decode(errors="ignore")  # a file's name has 255 bytes at most
+    return name if len(name.encode()) <= 150 else f"{begins}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _write(panel: Panel, frames: Mapping[str, pd.DataFrame]) -> list[str]:  # files, from the project
@@ -356,8 +354,8 @@ def _write(panel: Panel, frames: Mapping[str, pd.DataFrame]) -> list[str]:  # fi
     for name, value in _asked(panel).items():
         elsewhere = name == "runs" and Path(value).is_absolute()  # a path of this machine has no place in a record
         if not elsewhere:
-            option = "-r" if name == "protocols" else "-p"  # papermill takes 00123456 for a number, and 1234e567 for infinity
-            given.append(f"{option} {name} {str(value)!r}")
+            option = "-r" if name in ("protocols", "runs") else "-p"  # papermill takes 00123456 for a number, and 1234e567 for infinity
+            given.append(f"{option} {name} {shlex.quote(str(value))}")
     kept = {name: frame for name, frame in frames.items() if not frame.empty}
     publish(folder, kept, sum(panel.records.values(), []), " ".join([f"papermill nbs/{panel.experiment}.ipynb", *given]))
     files = [*(f"{name}.csv" for name in kept), "provenance.json"]

@@ -469,6 +469,8 @@ def _command(config, members):
         words.append(f"-p seed {first} -p n_seeds {n_seeds}")
     if len(config.weights) > 1:
         words.append(f"-y 'penalty_weight: {config.weights}'")
+    if config.device != "cpu":
+        words.append(f"-p device {config.device}")
     return " ".join(words)
 
 
@@ -558,6 +560,8 @@ def train(
         for run in runs:
             run.release()
         raise
+    if len(commits := _commits(runs)) > 1:
+        tell(f"the members of this hedger were trained by the code of several commits, {', '.join(sorted(commits))}; they are held together all the same")
     return _sound(runs)
 
 
@@ -717,7 +721,20 @@ def companions(
     for run in records(replace(config, method="erm", penalty_weight=None)):
         if run.done and run.diverged is None and (run.artifacts / "metrics.csv").exists():
             sound[run.config["seed"]] = run
-    return [sound[seed] for seed in seeds] if set(seeds) <= sound.keys() else []
+    if not set(seeds) <= sound.keys():
+        return []
+    beside = [sound[seed] for seed in seeds]
+    own = _commits(records(config))
+    if own and (others := _commits(beside) - own):
+        tell(f"the ERM beside it was trained by the code of commit {', '.join(sorted(others))}, and {config.method} by another: it is left out; "
+             f"rm -r {' '.join(run.folder.name for run in beside)} in {config.runs} and train it once more to see both")
+        return []
+    return beside
+
+
+def _commits(runs):
+    "Every commit that had a hand in some runs, as far as they were begun."
+    return {commit for run in runs if (run.folder / "metadata.json").exists() for commit in run.commits}
 
 # %% ../nbs/17_training.ipynb #5d77b769
 def load_policy(

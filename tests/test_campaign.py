@@ -118,6 +118,7 @@ REFUSED = {
     "seeds=1e6": "got 1000000.0", "seeds=True": "got True", "seeds=": "got None", "seeds=five": "got 'five'", "scale=nosuch": "unknown scale 'nosuch', did you mean 'smoke'?",
     "cells=xyz": "unknown cell 'xyz', did you mean", "cells=mlp-seeing": "cells must name band-seeing", "methods=irm": "methods must name erm, with which the others are compared, got 'irm'; write erm,irm", "methods=term,erm": "unknown method of Phase 1 'term'", "cells=": "cells must be names", "cells=all,band-seeing": "unknown cell 'all'",
     "control_seeds=9": "control_seeds must be a whole number from 1 to 2, got 9", "primary_seeds=1": "primary_seeds must be a whole number from 2 to 1,000, got 1",
+    "primary_seeds=": "primary_seeds must have a value, got None; write primary_seeds=VALUE, or leave it out", "control_seeds=": "control_seeds must have a value",
     "device=cpu; touch ran": "device must be cpu, cuda or cuda:<number>, got 'cpu; touch ran'", "device=gpu": "got 'gpu'",
 }
 
@@ -363,9 +364,9 @@ def test_a_wrong_word_ends_the_campaign_before_its_first_job(command, project, s
 
 def test_a_choice_of_methods_makes_neither_the_results_of_all_nor_their_pages(command):
     said = command("snakemake", "-n", "-c1", "phase1", "--config", "scale=smoke", "seeds=1", "methods=erm,vrex").stdout
-    assert "output: book/results/phase1_smoke_vrex/provenance.json" in said
+    assert "output: book/results/phase1_smoke_vrex/.made" in said
     said = command("snakemake", "-n", "-c1", "phase1", "--config", "seeds=1", "methods=erm,vrex").stdout
-    assert "output: book/results/phase1_vrex/provenance.json" in said and "made_of_phase1" not in said
+    assert "output: book/results/phase1_vrex/.made" in said and "made_of_phase1" not in said
     said = command("snakemake", "-n", "-c1", "phase1", "--config", "seeds=1").stdout
     assert "made_of_phase1" in said
 
@@ -395,6 +396,8 @@ def test_more_seeds_than_a_campaign_holds_are_refused_not_left_out(campaign):
     trained = lambda seeds: sum(job.n_seeds for job in jobs(campaign, Plan(scale="smoke", seeds=seeds)))
     most = CAMPAIGNS[campaign].most_seeds
     refuse_unread(campaign, dict(scale="smoke", seeds=most))
+    if campaign == "phase1":
+        with pytest.raises(ValueError, match="control_seeds mean nothing at scale paper, which is the comparison alone, got 5"): refuse_unread(campaign, dict(scale="paper", control_seeds=5))
     if most == MOST_SEEDS:
         return
     assert trained(most - 1) < trained(most) == trained(most + 1)
@@ -478,9 +481,12 @@ def test_what_is_done_is_not_done_again(ended, command):
 def test_a_run_that_got_lost_is_refused_by_name_and_the_cure_cures(ended, results, command, project):
     lost = next((project / "runs" / "phase1_smoke").glob("erm_reg-s1-*"))
     shutil.rmtree(lost)
-    shutil.rmtree(project / "book" / "results" / "phase1_smoke_band-seeing")
+    in_print = project / "book" / "results" / "phase1_smoke_band-seeing"
+    before = {path.name: path.read_bytes() for path in in_print.glob("[!.]*")}
+    os.utime(in_print / ".made", (0, 0))
     refused = command("snakemake", "-c1", *PHASE1)
-    assert refused.returncode == 1 and f"expected 55 that are finished, got 54; missing: {lost.name}; " in refused.stdout and not (project / "book" / "results" / "phase1_smoke_band-seeing").exists()
+    assert refused.returncode == 1 and f"expected 55 that are finished, got 54; missing: {lost.name}; " in refused.stdout
+    assert {path.name: path.read_bytes() for path in in_print.glob("[!.]*")} == before  # what is in print stays there
     cure = re.search(r"give the same command once more with (--forcerun \S+)", refused.stdout)[1]
     cured = command("snakemake", "-c1", *PHASE1, *shlex.split(cure))
     assert cured.returncode == 0 and cured.stdout.count("rule train:") == 1, cured.stdout[-5000:]

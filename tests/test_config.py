@@ -301,6 +301,8 @@ def test_names_of_a_notebook_that_are_given_another_value_are_given():
     before = {"mirror": print, "In": []}
     assert given_since(before, before | {"before": before, "seed": 3, "mirror": "offline", "_i": 4}) == {"seed": 3, "mirror": "offline"}
     assert given_since(before, before | {"before": before}) == {}
+    assert given_since(before, before | {"_": 1, "___": 1, "_ii": "x", "_i12": "x", "_3": 1, "_exit_code": 0, "__session__": "x"}) == {}
+    assert given_since(before, before | {"_seed": 7}) == {"_seed": 7}  # a slip, refused at the door
 
 
 def test_two_files_of_one_name_are_not_guessed(prices, monkeypatch):
@@ -562,3 +564,14 @@ def test_a_gpu_meets_the_same_paths(environment):
     here, there = (next(common_episodes(ENVIRONMENTS[environment], 2_000, "evaluation", device=device)) for device in ("cpu", "cuda"))
     assert there.prices.device.type == "cuda"
     torch.testing.assert_close(there.prices.cpu(), here.prices, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("asked, says", [
+    (dict(method="erm_reg", weight_decay=0.01), "weight_decay is erm_reg's own, 0.001, and must be left out, got 0.01"),
+    (dict(method="erm", aversion=1.0, smoothing=0.05), "smoothing belongs to the CVaR and must be left out where aversion asks for the entropic risk, got 0.05"),
+    (dict(method="erm", aversion=1.0, alpha=0.9, risk_unit="spot"), "alpha belongs to the CVaR and must be left out"),
+    (dict(method="wcvar", aversion=1.0), "wcvar is the worst case of a CVaR, and has no use for aversion, got 1"),
+])
+def test_what_would_be_left_unread_is_refused(asked, says):
+    with pytest.raises(ValueError, match=says): Config(scale="smoke", environments="low,medium", **asked)
+    Config(scale="smoke", environments="low,medium", method="erm", aversion=1.0, alpha=0.9)  # delta's CVaR is the unit of the losses

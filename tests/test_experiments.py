@@ -399,6 +399,26 @@ def test_a_plugin_that_an_edited_record_names_is_not_run(runs, registries, tmp_p
     assert not (tmp_path / "ran").exists()
 
 
+def test_a_history_that_is_no_text_is_refused_at_the_door(runs):
+    with pytest.raises(ValueError, match="history must be text"): Panel(runs=str(runs), history=2020)
+
+
+@pytest.mark.parametrize("line", ["environments: [low, medium]", "alpha: .nan", "validate_on: 3"])
+def test_a_config_that_was_edited_is_refused_by_the_name_of_its_run(runs, tmp_path, line):
+    shutil.copytree(runs, tmp_path / "runs")
+    path = next((tmp_path / "runs").glob("erm-s0-*")) / "config.yaml"
+    path.write_text(re.sub(f"^{line.split(':')[0]}: .*$", line, path.read_text(), flags=re.M))
+    with pytest.raises(ValueError, match=f"run {path.parent.name}: expected config.yaml as the run left it"): Panel(runs=str(tmp_path / "runs")).policies
+
+
+def test_the_command_of_a_look_can_be_typed_as_it_stands(runs, tmp_path):
+    panel = Trial(runs="runs/it's $X", out=str(tmp_path / "out"))
+    object.__setattr__(panel, "records", {"erm": Trial(runs=str(runs)).records["erm"]})
+    panel.write(toy=pd.DataFrame({"x": [1]}))
+    words = shlex.split(json.loads((tmp_path / "out" / "provenance.json").read_text())["command"])
+    assert words == ["papermill", "nbs/evaluate.ipynb", "-r", "runs", "runs/it's $X"]
+
+
 @pytest.mark.parametrize("kind", [Trial, Inspection])
 def test_what_is_left_out_is_what_the_page_says(kind):
     page = default_parameters(ROOT / "nbs" / f"{kind.experiment}.ipynb")

@@ -13,7 +13,7 @@ import yaml
 
 from conftest import ROOT
 from hirm import parameters
-from hirm.config import REGISTRIES, Config, judged_environments, known_environments, training_environments
+from hirm.config import REGISTRIES, Config, judged_environments, known_environments, load_plugins, training_environments
 from hirm.environments import ENVIRONMENTS, Environment, read_environments
 from hirm.frictions import Proportional
 from hirm.history import Windows
@@ -239,6 +239,17 @@ def test_a_module_is_a_plugin_too(registries, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     config = Config(method="erm", scale="smoke", environments="low,medium", plugins="my_package.worlds")
     assert "mine" in judged_environments(config) and config.plugins == "my_package.worlds" and "plugin worlds" in config.contents
+
+
+def test_no_package_on_the_way_to_a_module_is_run_before_the_record_knows_it(registries, tmp_path, monkeypatch):
+    (tmp_path / "evil").mkdir()
+    (tmp_path / "evil" / "__init__.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    (tmp_path / "evil" / "mod.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match="plugin mod must be what it was when this run was made"): load_plugins("evil.mod", {})
+    for none in ("evil.none", "evil.mod.none", "evil..mod", ".evil"):
+        with pytest.raises(FileNotFoundError, match="which is no module that can be imported"): load_plugins(none, {})
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_plugin_is_named_from_the_project_and_found_from_anywhere(registries, tmp_path, monkeypatch):

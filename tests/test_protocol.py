@@ -200,9 +200,9 @@ def test_adam_forgets_when_the_penalty_sets_in_and_at_no_other_time(tmp_path, me
     assert {int(state["step"]) for state in learner.optimizer.state.values()} == {5}
 
 
-@pytest.mark.parametrize("method, decay", [("erm", 0.02), ("vrex", 0.02), ("erm_reg", 1e-3)])
-def test_weight_decay_is_the_methods_own_or_the_protocols(tmp_path, method, decay):
-    options = config(tmp_path, method=method, penalty_weight=0.0, weight_decay=0.02, updates=4, pretrain=2, ramp=1)
+@pytest.mark.parametrize("method, asked, decay", [("erm", {"weight_decay": 0.02}, 0.02), ("vrex", {"weight_decay": 0.02}, 0.02), ("erm_reg", {}, 1e-3)])
+def test_weight_decay_is_the_methods_own_or_the_protocols(tmp_path, method, asked, decay):
+    options = config(tmp_path, method=method, penalty_weight=0.0, updates=4, pretrain=2, ramp=1, **asked)
     assert [learner.optimizer.param_groups[0]["weight_decay"] for learner, _, _ in moves(options, 4)] == [decay] * 4
 
 

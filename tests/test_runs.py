@@ -372,7 +372,7 @@ def cured(run, said, folder):
         assert cure.endswith(", then the command that made it")
         remove = cure.partition(", then")[0]
     else:
-        words = ["papermill", "nbs/train.ipynb", "-f", str(run.folder / "config.yaml"), "-p", "runs", str(run.folder.parent)]
+        words = ["papermill", "nbs/train.ipynb", "-f", str(run.folder / "config.yaml"), "-r", "runs", str(run.folder.parent)]
         assert shlex.split(again) == words and yaml.safe_load((run.folder / "config.yaml").read_text())["method"] == "irm"
     assert str(run.folder) in remove and remove.startswith("rm -r")
     subprocess.run(remove, shell=True, check=True)
@@ -424,6 +424,44 @@ def test_a_finished_run_whose_fingerprints_were_taken_away_is_refused(tmp_path, 
     (run.folder / "metadata.json").write_text(json.dumps(facts | {"files": change(facts["files"])}))
     for read in (run.verify, lambda: collect(tmp_path / "runs", ["irm"], [3]), lambda: rooms.publish(tmp_path / "book", {}, [run], "make")):
         with pytest.raises(ValueError, match="expected metadata.json as the run left it, got one without the fingerprints of its files"): read()
+
+
+def test_a_table_that_nobody_closed_is_refused_and_the_cure_cures(tmp_path):
+    run, calm = whole_run(tmp_path / "runs"), whole_run(tmp_path / "calm")
+    (run.artifacts / "calendar.csv").write_text("method,pnl\nirm,1\n")
+    with pytest.raises(ValueError, match="got one without the fingerprints of its files: artifacts/calendar.csv; put it back, or train anew: ") as refused: run.verify()
+    assert same(cured(run, str(refused.value), tmp_path / "runs"), calm)
+
+
+@pytest.mark.parametrize("alpha", [".nan", "2020-01-01", "[2020-01-01]"])
+def test_a_config_that_no_run_was_asked_by_is_refused(tmp_path, alpha):
+    run = whole_run(tmp_path / "runs")
+    (run.folder / "config.yaml").write_text((run.folder / "config.yaml").read_text() + f"alpha: {alpha}\n")
+    with pytest.raises(ValueError, match=f"run {run.folder.name}: expected config.yaml as the run left it, got values that no run was asked by"): run.verify()
+
+
+def test_the_command_that_trains_anew_names_folder_and_device_as_they_are(tmp_path):
+    run = Run.of(tmp_path / "2026", CONFIG).start(CONFIG, device="cuda:1")
+    assert run._anew("metadata.json").endswith("/2026 -p device cuda:1") and " -r runs " in run._anew("metadata.json")
+    assert " -p device" not in Run.of(tmp_path / "cpu", CONFIG).start(CONFIG)._anew("metadata.json")
+
+
+@pytest.mark.parametrize("listed", ['{"files": {"../victim.txt": "0", "victim.txt": "0", "a/victim.csv": "0"}}', "[]", '{"files": null}', '{"files": 3}'])
+def test_a_foreign_list_of_files_removes_nothing_of_others(tmp_path, listed):
+    run, book = whole_run(tmp_path / "runs"), tmp_path / "book"
+    (book / "a").mkdir(parents=True)
+    for place in ("victim.txt", "book/victim.txt", "book/a/victim.csv"): (tmp_path / place).touch()
+    (book / "provenance.json").write_text(listed)
+    rooms.publish(book, {"toy": pd.DataFrame({"x": [1]})}, [run], "make")
+    assert all((tmp_path / place).exists() for place in ("victim.txt", "book/victim.txt", "book/a/victim.csv"))
+
+
+def test_a_publication_of_unknown_code_does_not_say_that_it_was_clean(tmp_path):
+    run = whole_run(tmp_path / "runs")
+    facts = json.loads((run.folder / "metadata.json").read_text())
+    (run.folder / "metadata.json").write_text(json.dumps(facts | {"commit": None, "dirty": None}))
+    made = rooms.origin(rooms.publish(tmp_path / "book", {"toy": pd.DataFrame({"x": [1]})}, [run], "make"))
+    assert (made["commit"], made["dirty"]) == ("unknown", None)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"files": 3}', '{"files": {"toy.csv": 3}}'])

@@ -1,4 +1,5 @@
 """The learner is honest: what was asked is done, twice the same, resumable, and λ = 0 is ERM."""
+import copy
 import ctypes
 import dataclasses
 import json
@@ -533,6 +534,41 @@ def test_companion_is_the_erm_run_with_all_else_equal(tmp_path):
     judged(erm)
     assert companions(config(tmp_path, method="irm")) == [] and companions(config(tmp_path, method="erm", seed=1)) == []
     assert [run.folder for run in companions(config(tmp_path, method="irm", seed=1))] == [erm.folder]
+
+
+def of_commit(run, commit):
+    "The run, as if other code had trained it."
+    facts = json.loads((run.folder / "metadata.json").read_text())
+    (run.folder / "metadata.json").write_text(json.dumps(facts | {"commit": commit}))
+
+
+def test_erm_of_other_code_is_not_set_beside_a_method_and_said_to_be_left_out(tmp_path, capsys):
+    erm, irm = config(tmp_path, method="erm"), config(tmp_path, method="irm")
+    beside = judged(train(erm)[0])
+    train(irm)
+    assert [run.folder for run in companions(irm)] == [beside.folder]
+    of_commit(beside, "f" * 40)
+    capsys.readouterr()
+    assert companions(irm) == []
+    assert re.search(f"the ERM beside it was trained by the code of commit f{{12}}, and irm by another: it is left out; rm -r {beside.folder.name}", capsys.readouterr().err)
+
+
+def test_members_of_several_commits_are_said_to_be(tmp_path, capsys):
+    both = config(tmp_path, method="erm", n_seeds=2)
+    first = train(config(tmp_path, method="erm"))[0]
+    first.finish({})
+    of_commit(first, "f" * 40)
+    capsys.readouterr()
+    train(both)
+    assert "were trained by the code of several commits" in capsys.readouterr().err
+
+
+def test_the_command_that_repeats_a_run_names_its_device(tmp_path):
+    from hirm.training import _command
+    assert " -p device" not in _command(config(tmp_path), config(tmp_path).members())
+    on_a_gpu = copy.copy(config(tmp_path))
+    object.__setattr__(on_a_gpu, "device", "cuda:0")
+    assert _command(on_a_gpu, on_a_gpu.members()).endswith("-f config.yaml -p device cuda:0")
 
 
 def test_every_member_of_a_sweep_has_its_own_companion(tmp_path):
