@@ -565,6 +565,11 @@ def train(
     return _sound(runs)
 
 
+def _commits(runs):
+    "Every commit that had a hand in some runs, as far as they were begun."
+    return {commit for run in runs if (run.folder / "metadata.json").exists() for commit in run.commits}
+
+
 def _hold(runs):
     "Let no other process write any of these runs; where one of them is held already, none is."
     try:
@@ -730,11 +735,6 @@ def companions(
              f"rm -r {' '.join(run.folder.name for run in beside)} in {config.runs} and train it once more to see both")
         return []
     return beside
-
-
-def _commits(runs):
-    "Every commit that had a hand in some runs, as far as they were begun."
-    return {commit for run in runs if (run.folder / "metadata.json").exists() for commit in run.commits}
 
 # %% ../nbs/17_training.ipynb #5d77b769
 def load_policy(
