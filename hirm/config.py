@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SOURCES', 'MIRRORS', 'SCALES', 'RANGES', 'HOME', 'REGISTRIES', 'read_folder', 'read_mirror', 'read_confidence',
            'read_weights', 'Config', 'find_history', 'find_liability', 'plugin_files', 'load_plugins', 'share_a_day',
-           'known_environments', 'training_environments', 'judged_environments', 'as_config']
+           'known_environments', 'training_environments', 'judged_environments', 'as_config', 'check_unchanged']
 
 # %% ../nbs/15_config.ipynb #c0f10004
 import importlib
@@ -15,7 +15,7 @@ import os
 import re
 import sys
 from copy import copy
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from itertools import combinations, product
 from pathlib import Path
@@ -25,7 +25,7 @@ import pandas as pd
 from .environments import ENVIRONMENTS, MADE_ON_DEMAND, Environment, Terms, nameable_environments, read_environments
 from .features import COLUMNS, USUAL, Column
 from .history import N_STEPS, Windows, history_file, load_series, project, same_record, series_digest
-from .objectives import HEADS, METHODS, NEEDS, Method, Schedule, find_method
+from .objectives import HEADS, METHODS, NEEDS, SHARP, Method, Schedule, find_method
 from .parameters import file_fingerprint, fingerprint, load_plugin, loaded_plugin, one_of, read_already, read_device, read_fields, read_names, read_number, read_text, registered_by_others
 from .policies import BASELINES, HELD_AS, POLICIES, Learnable
 from .pricing import PAYOFFS, Liability
@@ -33,6 +33,13 @@ from .risk import CVaR, Entropic
 
 # %% ../nbs/15_config.ipynb #15c00012
 SOURCES = "nbs", "hirm", "tests", "book", "profiles", ".git", ".github", ".ci"  # folders in which no run writes
+
+
+def _check_path(name, given):
+    "Refuse what no system takes for a path."
+    longest = max(len(os.fsencode(part)) for part in (*Path(given).parts, ""))
+    if "\0" in given or longest > 255 or len(os.fsencode(given)) > 4000:
+        raise ValueError(f"{name} must be a path, got {given[:40]!r}… of {len(given):,} characters, which no file can have; write a shorter one, without NUL")
 
 
 def read_folder(
@@ -43,6 +50,7 @@ def read_folder(
     "Read the path of a folder that holds nothing but results."
     root = root or project()
     folder = read_text(name, value)
+    _check_path(name, folder)
     if folder.startswith("~"):
         raise ValueError(f"{name} must be the path of a folder, got {value!r}, whose ~ is read by a shell only; write {os.path.expanduser(folder)}")
     place = (root / folder).resolve()
@@ -236,13 +244,19 @@ class Config:
         if method.weight_decay is not None and self.weight_decay != usual["weight_decay"]:
             raise ValueError(f"weight_decay is {method.name}'s own, {method.weight_decay:g}, and must be left out, got {self.weight_decay:g}; for another, register a method of your own")
         if self.aversion is None:
-            return
+            return self._check_smoothed(method)
         unread = ["smoothing"] if self.risk_unit == "reference" else ["smoothing", "alpha"]
         for name in unread:
             if getattr(self, name) != usual[name]:
                 raise ValueError(f"{name} belongs to the CVaR and must be left out where aversion asks for the entropic risk, got {getattr(self, name):g}; drop one of the two")
         if method.objective is METHODS["wcvar"].objective:
             raise ValueError(f"{method.name} is the worst case of a CVaR, and has no use for aversion, got {self.aversion:g}; leave aversion out, or take another method")
+
+    def _check_smoothed(self, method):
+        "Refuse a bandwidth where no penalty looks at the smoothed tail."
+        if self.smoothing != 0.15 and (method.objective in SHARP or not any(self.weights)):
+            who = f"{method.name} reads none" if any(self.weights) or method.objective in SHARP else f"{method.name} without weight has none"
+            raise ValueError(f"smoothing is for penalties that look at a smoothed tail, and {who}, got {self.smoothing:g}; leave it out")
 
     @property
     def names(self) -> list[str]:
@@ -333,6 +347,7 @@ def _read_instruments(name, value):
 # %% ../nbs/15_config.ipynb #14cbee95
 def _one_file(name, given):
     "Refuse a path that fits two different files, one here and one in the project."
+    _check_path(name, given)
     near, anchored = Path(given), project() / given
     if near.is_file() and anchored.is_file() and near.read_bytes() != anchored.read_bytes():
         raise ValueError(f"{name} {given!r} must be one file, got one in the working directory and another in the project; give an absolute path")
@@ -444,12 +459,13 @@ REGISTRIES: dict[str, tuple] = {  # kind -> registry, and what an entry must be
     "policy": (POLICIES, _named(_check_policy)),
     "column": (COLUMNS, _named(_check_column)),
     "payoff": (PAYOFFS, _named(_check_payoff)),
-    "need": (NEEDS, _named(_check_need)),
+    "need": (NEEDS, _named(_check_need, *HEADS)),
 }
 
 # %% ../nbs/15_config.ipynb #1d35f1c6
 def _plugin_file(name, recorded=None):
     "Where a plugin stands: the path of a file, or the name of a module that can be imported; one that a record names may have been moved."
+    _check_path("plugins", name)
     if Path(name).suffix in (".py", ".yaml", ".yml"):
         _one_file("plugin", name)
         path = Path(history_file(name))
@@ -462,6 +478,8 @@ def _plugin_file(name, recorded=None):
     spec = _found_module(name)
     if spec is None or not spec.has_location:
         raise FileNotFoundError(f"plugins must be files or modules, got {name!r}, which is no module that can be imported; for a file write {name}.py")
+    if spec.submodule_search_locations is not None:  # of which a record would keep one file of many
+        raise ValueError(f"plugins must be files or modules, got {name!r}, a package; name the module in it that registers, {name}.MODULE")
     return Path(spec.origin).resolve()
 
 
@@ -563,6 +581,8 @@ def _check_terms(config, known):
         if environment.instruments != first.instruments:
             raise ValueError(f"environments of one run must trade the same instruments, got {', '.join(first.instruments)} in {first.name} "
                              f"and {', '.join(environment.instruments)} in {name}; write -p instruments spot,variance_swap")
+    if config.attack_radius and len(first.instruments) > 1:
+        raise ValueError(f"attack_radius shakes the spot alone, got it beside {', '.join(first.instruments)}; leave one of the two out")
 
 # %% ../nbs/15_config.ipynb #e138e96f
 def _check_names(config, known):
@@ -597,8 +617,20 @@ def _check_overlap(config, trained, known):
                              "leave one out, or cut them at different days")
 
 
+def _check_tested(config, trained):
+    "Refuse a run that nothing would test, and prices of one's own that nothing would read."
+    judged = judged_environments(config).values()
+    if not any(environment.role == "test" for environment in judged):
+        families = ", ".join(sorted({environment.family for environment in trained.values()}))
+        raise ValueError(f"what a run is trained on must have a test in its family, got none in {families}; register an environment with role test and this family")
+    if config.history != "sp500":
+        source = history_file(config.history)
+        if not any(isinstance(environment.market, Windows) and environment.market.source == source for environment in judged):
+            raise ValueError(f"history must be read by what is trained on or judged in, got {config.history} beside {', '.join(trained)} alone; leave it out")
+
+
 def _check_environments(config):
-    "Refuse environments that do not exist, are too few, do not fit together, or overlap."
+    "Refuse environments that do not exist, are too few, do not fit together, overlap, or are tested by none."
     known = known_environments(config)
     _check_names(config, known)
     _check_terms(config, known)
@@ -607,6 +639,7 @@ def _check_environments(config):
     trained = {name: known[name] for name in config.names}
     _check_chosen_elsewhere(config, trained, known)
     _check_overlap(config, trained, known)
+    _check_tested(config, trained)
 
 # %% ../nbs/15_config.ipynb #15c00029
 def _of_one_record(compare):
@@ -704,3 +737,12 @@ def as_config(
     for name in given:
         one_of("parameter", name, known)
     return Config(**given)
+
+
+def check_unchanged(
+    config: Config,  # of a run that is under way
+) -> None:
+    "Refuse to go on where a CSV or a plugin has become another since. Raises ValueError with the file and what to do."
+    if config.history_digest is not None or config.plugins:
+        replace(config)  # which compares every fingerprint
+

@@ -30,7 +30,7 @@ from .features import COLUMNS
 from .frictions import Proportional
 from .hedging import CHUNK, Episode, Ledger, hedge, join_instruments
 from .history import DAYS_PER_YEAR, N_PAST, N_STEPS, Windows, load_series, project
-from .markets import Jumps, Momentum, Paths
+from .markets import Jumps, Market, Momentum, Paths
 from .policies import BASELINES, HELD_AS, Blend, Cached, Delta, DeltaVega, Ensemble, MinimumVarianceDelta, NoHedge, WhalleyWilmott, heston_of, textbook
 from .pricing import EuropeanCall, Liability
 from .risk import cvar, cvar_error
@@ -117,12 +117,13 @@ def jumpier(
     intensity: float = 4.0,  # jumps per year
     mean: float = -0.06,  # of the jump in the log-price
     sd: float = 0.05,  # of the jump in the log-price
-) -> Environment:  # same name; history and markets that jump already are left as they are
+) -> Environment:  # same name; history, markets that jump already and those that cannot are left as they are
     """Return the environment with compensated jumps in its market, and the premium that goes with them."""
     market = environment.market
     while isinstance(market, Momentum):
         market = market.base
-    if isinstance(market, (Windows, Jumps)):
+    vol_of_its_own = isinstance(market, Market) and getattr(market, "beta", 1) == 1  # as jumps need it
+    if isinstance(market, Jumps) or not vol_of_its_own:
         return environment
     return replace(environment, market=Jumps(environment.market, intensity, mean, sd))
 
@@ -648,6 +649,7 @@ def record_judgement(
     """Write what was found into the runs' folders and close them."""
     frames = {f.name: getattr(judgement, f.name) for f in fields(Judgement)}
     frames = {name: frame for name, frame in frames.items() if not frame.empty}
+    Config(**records[0].config)  # refuses prices and parts that have become others since they were trained on
     for member, record in enumerate(records):
         if record.done:  # a finished record is not written twice
             continue

@@ -61,7 +61,7 @@ def read_number(
         except (ValueError, OverflowError):
             pass
     if least <= number <= most:
-        return number
+        return number + 0.0  # which of -0.0 makes 0.0: one number, one run
     raise ValueError(f"{name} must be a number from {least:,.12g} to {most:,.12g}, got {value!r}{_cure(name, usual)}")
 
 

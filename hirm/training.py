@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .batches import batches, policy_loss, risk_unit, shaken, validation_risk
-from .config import Config, judged_environments, known_environments, plugin_files, training_environments
-from .environments import common_episodes, stream
+from .config import Config, check_unchanged, judged_environments, known_environments, plugin_files, training_environments
+from .environments import common_episodes, is_own, stream
 from .features import COLUMNS, Scaler, features
 from .hedging import Episode, hedge
 from .objectives import HEADS, NEEDS, Method, Sample, Schedule, find_method, halves
@@ -321,7 +321,7 @@ class Learner(Differentiator):
         "Refuse a policy with a parameter that its positions do not depend on."
         for name, p in self.policy.named_parameters():
             if p.grad is None:
-                raise RuntimeError(f"the parameter {name} of policy {self.config.policy} has no gradient; the policy does not use it: use it, or register it as a buffer")
+                raise RuntimeError(f"the parameter {name} of policy {self.config.policy} has no gradient; the policy does not use it: use it, or register it as a buffer, persistent=False")
 
     def _drop(self, step, episode):
         "Draw the units that rest in this update."
@@ -521,26 +521,59 @@ def _check_causal(what, see, episode, other):
         raise ValueError(f"{what} must not look ahead, got values up to date {t} that change with the prices after it; on date t use x[..., : t + 1] alone")
 
 
+def _check_drawn(name, spots):
+    "Refuse a market whose paths rest on anything but each member's own generator; `spots` gives those of some seeds."
+    both = spots(0, 1)
+    if not torch.equal(both, spots(0, 1)):
+        raise ValueError(f"market of environment {name!r} must draw from the generator that it is given, got other paths from one of the same state; hand it on to every torch.rand")
+    if not torch.allclose(both[1:], spots(1), atol=1e-5, rtol=1e-4):
+        raise ValueError(f"market of environment {name!r} must draw each member from its own generator, got other paths beside another member; hirm.markets.normals draws that way")
+
+
+def _check_defined(name, seen):
+    "Refuse a column, (…, date, 1), that has no value somewhere."
+    wrong = ~seen.isfinite()
+    if wrong.any():
+        date = wrong.movedim(-2, 0).flatten(1).any(1).nonzero()[0].item()
+        raise ValueError(f"column {name} must be finite on every date, got {seen[wrong][0].item()} and the first of them on date {date}; say what it is where its formula has no value")
+
+
+def _check_axes(config, policy, episode):
+    "Refuse a policy that does not keep its members apart, or cannot do what its method asks."
+    parameters = dict(policy.named_parameters())
+    for name, values in policy.state_dict().items():
+        shape, what = tuple(values.shape), "parameter" if name in parameters else "buffer"
+        if name in parameters and (len(shape) < 2 or shape[0] != 2) or shape[:1] != (2,):
+            cure = "give it shape (len(generators), …), at least (len(generators), 1)" if name in parameters else "register it with persistent=False, or give each member its own"
+            raise ValueError(f"policy {config.policy}: {what} {name} must begin with the member axis{' and have another one' if name in parameters else ''}, got {shape} for two members; {cure}")
+    method = find_method(config.method)
+    if {"head", "path_head"} & {*method.needs}:
+        policy.head_copies(len(config.names), 2)
+    if method.dropout:
+        policy.drop(method.dropout, [stream(seed, "trial") for seed in (0, 1)], episode.payoff.shape[1:])
+        policy.dropout = None
+
+
 def check_own_parts(config: Config) -> None:
-    "Try markets, columns and policies of one's own on a few paths. Raises ValueError for what looks ahead, is not repeated, or is no price."
+    "Try markets, columns and policies of one's own on a few paths of two members. Raises ValueError for what looks ahead, is not repeated, mixes members, or is no price."
     environments = training_environments(config) | judged_environments(config)
 
-    def drawn(environment, purpose):
-        return environment.episode(8, [stream(0, purpose)], device=config.device)
+    def drawn(environment, purpose, seeds=(0, 1)):
+        return environment.episode(8, [stream(seed, purpose) for seed in seeds], device=config.device)
 
     for name, environment in environments.items():
-        if _is_own(environment.market):
-            one, again = (drawn(environment, "trial").paths.spot for _ in range(2))
-            if not torch.equal(one, again):
-                raise ValueError(f"market of environment {name!r} must draw from the generator that it is given, got other paths from one of the same state; hand it on to every torch.rand")
+        if is_own(environment.market):
+            _check_drawn(name, lambda *seeds: drawn(environment, "trial", seeds).paths.spot)
     first = environments[config.names[0]]
     episode, other = drawn(first, "trial"), drawn(first, "another future")
     for name in config.columns:
         if _is_own(COLUMNS[name].values):
+            _check_defined(name, features(episode, (name,)))
             _check_causal(f"column {name}", lambda e: features(e, (name,)), episode, other)
     if _is_own(POLICIES[config.policy]):
-        policy = initial_policy(config, [config.seed])
+        policy = initial_policy(config, [config.seed, config.seed + 1])
         with torch.no_grad():
+            _check_axes(config, policy, episode)
             policy.scale(Scaler.fit(features(episode, config.columns), config.clip_features))
             _check_causal(f"policy {config.policy}", lambda e: hedge(policy, e).positions, episode, other)
 
@@ -593,13 +626,16 @@ def _train_waiting(config, runs, again):
     starts = _starts([run for _, run in waiting])  # refuses foreign states before anything is written
     beginning = [member for (member, _), start in zip(waiting, starts) if start == 0]
     command = _command(config, beginning or config.members())
+    learners = {}  # what cannot be trained is refused before anything is written
+    for start in sorted(set(starts)):
+        learners[start] = Learner(config, [member for (member, _), at in zip(waiting, starts) if at == start])
     members = []
     for (member, run), start in zip(waiting, starts):
         run.start(asdict(member), command, config.device)
         _keep_plugins(config, run)
         members.append(Standing.of(member, run, start))
-    for start in sorted({member.step for member in members}):
-        _train_together(config, [member for member in members if member.step == start])
+    for start, learner in learners.items():
+        _train_together(config, [member for member in members if member.step == start], learner)
 
 
 def _sound(runs):
@@ -614,10 +650,9 @@ def _sound(runs):
     return sound
 
 # %% ../nbs/17_training.ipynb #trn00017
-def _train_together(config, members):
+def _train_together(config, members, learner):
     "Train members that stand at the same update."
     start, runs = members[0].step, [member.run for member in members]
-    learner = Learner(config, [member.config for member in members])
     if start:
         restore(learner, [member.kept for member in members])
     validated = known_environments(config)[config.validate_on]
@@ -657,6 +692,7 @@ def _log(config, runs, rows, scores):
 
 def _keep(config, runs, learner, updates, scores):
     "Each member's checkpoint, if it is a candidate, and the state from which it can go on."
+    check_unchanged(config)  # what was learnt from other prices is not kept
     rule, candidate = f"validation: {config.validate_on}", updates >= config.pretrain + config.ramp
     weights = learner.policy.state_dict()
     for i, run in enumerate(runs):
@@ -674,7 +710,7 @@ def _go_on_without(lost, config, members, step):
         run.finish({"diverged": step})
         tell(f"{run.folder.name} diverged at update {step}; {len(rest)} beside it go on")
     if rest:
-        _train_together(config, [Standing.of(member.config, member.run) for member in rest])
+        _train_together(config, [Standing.of(member.config, member.run) for member in rest], Learner(config, [member.config for member in rest]))
 
 # %% ../nbs/17_training.ipynb #23bb83d3
 def _compare_to_no_hedge(config, runs, unhedged):

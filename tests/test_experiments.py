@@ -225,11 +225,11 @@ def asked_so(folder):
     "Makes a folder what it would be if what stands in its config had been asked."
     record = Checkpoints(folder)
     own = Run.of(folder.parent, record.config).folder
-    if own.name == folder.name: return
     for path in (folder / "checkpoints").glob("step-*"):
         tensors, facts = read_tensors(path)
         write_tensors(path, tensors, facts | {"run": own.name})
-    facts = record.metadata
+    facts = json.loads((folder / "metadata.json").read_text())
+    del facts["fingerprint"]
     folder.rename(own)
     facts["files"] = {name: _digest((own / name).read_bytes()) for name in facts["files"]}
     (own / "metadata.json").write_text(json.dumps(facts))

@@ -188,8 +188,7 @@ def test_a_run_that_is_trained_anew_has_a_copy_of_its_own(tmp_path, copy):
     asked = finished(tmp_path, wandb="offline")
     assert copy(asked) == ("", 0)
     record = records(asked)[0]
-    facts = json.loads((record.folder / "metadata.json").read_text())
-    (record.folder / "metadata.json").write_text(json.dumps(facts | dict(started="2001-01-01T00:00:00Z")))
+    record.annotate(started="2001-01-01T00:00:00Z")
     assert copy(asked) == ("", 0)
     assert len(list((tmp_path / "runs" / "wandb").glob(f"offline-run-*-{record.folder.name}-*"))) == 2 and len(list((tmp_path / "runs" / "wandb").glob("offline-run-*"))) == 3
 

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import pandas as pd
 import pytest
@@ -339,7 +340,7 @@ def foreign(text): return b"[1, 2]\n"
 
 DAMAGES = {
     "checkpoints/manifest.json": [None, cut, nulls, foreign, flipped],
-    "metadata.json": [None, cut, nulls, foreign],
+    "metadata.json": [None, cut, nulls, foreign, lambda text: text.replace(b'"threads": ', b'"threads": 1'), lambda text: text.replace(b'"threads": ', b'"resumed": 5, "threads": ')],
     "final_metrics.json": [cut, nulls, foreign, lambda text: text.replace(b"loss", b"gain")],
     "metrics.jsonl": [None, cut, nulls, foreign, flipped],
     "checkpoints/step-0000003.safetensors": [None, cut, foreign, flipped],
@@ -458,8 +459,7 @@ def test_a_foreign_list_of_files_removes_nothing_of_others(tmp_path, listed):
 
 def test_a_publication_of_unknown_code_does_not_say_that_it_was_clean(tmp_path):
     run = whole_run(tmp_path / "runs")
-    facts = json.loads((run.folder / "metadata.json").read_text())
-    (run.folder / "metadata.json").write_text(json.dumps(facts | {"commit": None, "dirty": None}))
+    run.annotate(commit=None, dirty=None)
     made = rooms.origin(rooms.publish(tmp_path / "book", {"toy": pd.DataFrame({"x": [1]})}, [run], "make"))
     assert (made["commit"], made["dirty"]) == ("unknown", None)
 
@@ -651,11 +651,85 @@ def test_provenance_tells_the_time_in_which_a_run_was_under_way_once(tmp_path):
         run = Run.of(tmp_path / "runs", {**CONFIG, "seed": seed}).start({**CONFIG, "seed": seed})
         run.resume()
         run.finish({})
-        run.annotate(started="2025-12-24T00:00:00Z", seconds=60 * minutes)  # begun long ago and killed
-        os.utime(run.folder / "final_metrics.json", (1767225600 + 60 * minutes + day * (seed == 2),) * 2)
+        ended = 1767225600 + 60 * minutes + day * (seed == 2)
+        run.annotate(started="2025-12-24T00:00:00Z", seconds=60 * minutes, finished=time.strftime(rooms.TIME, time.gmtime(ended)))  # begun long ago and killed
         made.append(run)
-    book = rooms.publish(tmp_path / "book", {}, made, "make")
-    assert json.loads((book / "provenance.json").read_text())["wall_seconds"] == 60 * (2 + 3)  # side by side once, and no night
+    wall = lambda name: json.loads((rooms.publish(tmp_path / name, {}, made, "make") / "provenance.json").read_text())["wall_seconds"]
+    assert wall("book") == 60 * (2 + 3)  # side by side once, and no night
+    for run in made:  # of before the end was written down
+        ended = rooms.timegm(time.strptime(run.metadata["finished"], rooms.TIME))
+        (run.folder / "metadata.json").write_text(json.dumps({name: value for name, value in run.metadata.items() if name != "finished"}))
+        os.utime(run.folder / "final_metrics.json", (ended, ended))
+    assert wall("earlier") == 60 * (2 + 3)
+
+
+def test_what_was_edited_while_a_run_lay_killed_is_not_gone_on_from(tmp_path):
+    calm = whole_run(tmp_path / "calm")
+    def turned(text): return text[:-2] + bytes([text[-2] ^ 0x20]) + text[-1:]
+    def elsewhere(text): return re.sub(rb'(step\\": )\d', rb'\g<1>7', text)
+    for name, change in dict(tensor=turned, header=elsewhere).items():
+        run = Run.of(tmp_path / name, CONFIG).start(CONFIG)
+        atomic_write(run.artifacts / "metrics.csv", "loss\n0.5\n")
+        learn(run, 12, killed_after=8)
+        damage(run.folder / "checkpoints" / "last.safetensors", change)
+        with pytest.raises(ValueError, match="checkpoint last.safetensors: .* got numbers that have changed since they were written; delete it and run the same command again"):
+            Run.of(tmp_path / name, CONFIG).start(CONFIG)
+        (run.folder / "checkpoints" / "last.safetensors").unlink()
+        learn(again := Run.of(tmp_path / name, CONFIG).start(CONFIG), 12)
+        assert again.verify() and same(again, calm)
+
+
+def test_a_manifest_that_says_another_score_than_its_checkpoints_is_not_believed(tmp_path):
+    calm, run = whole_run(tmp_path / "calm"), Run.of(tmp_path / "runs", CONFIG).start(CONFIG)
+    atomic_write(run.artifacts / "metrics.csv", "loss\n0.5\n")
+    learn(run, 12, killed_after=8)
+    manifest = run.folder / "checkpoints" / "manifest.json"
+    listed = json.loads(manifest.read_text())
+    listed["checkpoints"][-1]["score"] -= 100
+    manifest.write_text(json.dumps(listed))
+    learn(again := Run.of(tmp_path / "runs", CONFIG).start(CONFIG), 12)
+    assert again.verify() and same(again, calm)
+
+
+def test_a_publication_that_fails_leaves_the_one_in_print(tmp_path, monkeypatch):
+    run, book = whole_run(tmp_path / "runs"), tmp_path / "book"
+    both = lambda x: {name: pd.DataFrame({"x": [x]}) for name in "ab"}
+    rooms.publish(book, both(1), [run], "make")
+    written = []
+    def full(file):
+        written.append(file)
+        if len(written) == 2: raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with monkeypatch.context() as patched:
+        patched.setattr(rooms.os, "fsync", full)
+        with pytest.raises(OSError, match="while writing .*b.csv"): rooms.publish(book, both(2), [run], "make")
+    assert [rooms.published(book, name)["x"].item() for name in "ab"] == [1, 1] and len(list(book.iterdir())) == 3
+    rooms.publish(book, both(2), [run], "make")
+    assert [rooms.published(book, name)["x"].item() for name in "ab"] == [2, 2]
+
+
+def test_a_publication_says_which_code_gathered_it_and_mixes_no_states_of_one_commit(tmp_path):
+    runs = [whole_run(tmp_path / "runs", {**CONFIG, "seed": seed}) for seed in (3, 4)]
+    made = rooms.origin(rooms.publish(tmp_path / "book", {}, runs, "make"))
+    assert made["gathered"] == {fact: provenance()[fact] for fact in ("commit", "dirty", "versions")}
+    runs[0].annotate(code="0" * 16)
+    with pytest.raises(ValueError, match="expected runs of one state of the code, got 2 under commit"): rooms.publish(tmp_path / "book", {}, runs, "make")
+
+
+def test_a_repository_around_the_code_that_does_not_hold_it_says_nothing_of_it(tmp_path, monkeypatch):
+    git = lambda *words: subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True, capture_output=True)
+    (tmp_path / "code").mkdir()
+    for file in ("thesis.tex", "code/__init__.py"): (tmp_path / file).write_text("")
+    monkeypatch.setattr(rooms, "_library", lambda: tmp_path / "code")
+    git("init", "-q"), git("add", "thesis.tex"), git("commit", "-qm", "mine")
+    assert (provenance()["commit"], provenance()["dirty"]) == (None, None)
+    git("add", "."), git("commit", "-qm", "its own")
+    assert len(provenance()["commit"]) == 40 and provenance()["dirty"] is False
+
+
+def test_a_sibling_whose_meaning_was_edited_stops_nobody(tmp_path):
+    run = Run.of(tmp_path, CONFIG | dict(contents={"method irm": "0"}))
+    run.start(CONFIG | dict(contents="of old"))
+    assert rooms.asked_in_the_same_words(Run(tmp_path / "irm-s3-00000000"), CONFIG | dict(contents={"method irm": "1"})) == {}
 
 
 # --- foreign and former states

@@ -538,8 +538,7 @@ def test_companion_is_the_erm_run_with_all_else_equal(tmp_path):
 
 def of_commit(run, commit):
     "The run, as if other code had trained it."
-    facts = json.loads((run.folder / "metadata.json").read_text())
-    (run.folder / "metadata.json").write_text(json.dumps(facts | {"commit": commit}))
+    run.annotate(commit=commit)
 
 
 def test_erm_of_other_code_is_not_set_beside_a_method_and_said_to_be_left_out(tmp_path, capsys):
