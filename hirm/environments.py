@@ -128,7 +128,7 @@ class Environment:
             paid = torch.as_tensor(price, dtype=payoff.dtype, device=payoff.device).expand_as(payoff)
         except (TypeError, ValueError, RuntimeError):
             paid = None
-        owes = paid is not None and (payoff >= 0).all()  # who may also receive at the end may be paid to begin
+        owes = (payoff >= 0).all()  # who may also receive at the end may be paid to begin
         if paid is None or not paid.isfinite().all() or owes and (paid < 0).any():
             got = tuple(price.shape) if paid is None and isinstance(price, torch.Tensor) else price
             raise ValueError(f"premium of environment {self.name!r} must be a price{' of at least 0' if owes else ''}, one or one a path {tuple(payoff.shape)}, got {got}; look at what was registered by premium.register")

@@ -20,7 +20,7 @@ from hirm.history import Windows
 from hirm.markets import GBM
 from hirm.panel import Panel
 from hirm.policies import Learnable
-from hirm.pricing import EuropeanCall, premium, simulated_premium
+from hirm.pricing import EuropeanCall, Liability, premium, simulated_premium
 from hirm.runs import Record, Run, config_hash
 from hirm.training import check_own_parts, train
 
@@ -186,6 +186,9 @@ def test_a_method_that_differentiates_a_head_says_that_there_is_none(registries,
     ("from hirm.policies import POLICIES, Delta\nPOLICIES['mine'] = Delta()", "policy 'mine': must be a class derived from Learnable"),
     ("from hirm.features import COLUMNS\nCOLUMNS['mine'] = abs", "column 'mine': must be an instance of Column, got"),
     ("from hirm.pricing import PAYOFFS\nPAYOFFS['mine'] = 3", "payoff 'mine': must be a class derived from Liability, got 3"),
+    ("from hirm.objectives import NEEDS\nNEEDS['head'] = abs", "need 'head': must have a name of its own, got one that stands for something else"),
+    ("from hirm.environments import ENVIRONMENTS, Environment\nfrom hirm.markets import GBM\nclass Bare:\n    def cost(self, trade, price, paths): return 0 * trade\nENVIRONMENTS['mine'] = Environment('mine', 'test', GBM(0.2), Bare())",
+     "friction must be a Friction, got 'Bare'; .* derive your own from Friction"),
 ])
 def test_a_plugin_that_is_wrong_is_refused_and_leaves_nothing(load, registries, text, message):
     before = {kind: dict(registry) for kind, (registry, _) in registries.items()}
@@ -196,7 +199,7 @@ def test_a_plugin_that_is_wrong_is_refused_and_leaves_nothing(load, registries, 
 
 @pytest.mark.parametrize("plugins, message", [
     ("nowhere.py", "plugins must be files or modules, got 'nowhere.py', where no file is; check the path"), ("no_such_module", "which is no module that can be imported; for a file write no_such_module.py"),
-    ("a.py,", "plugins must be names with commas between them"),
+    ("a.py,", "plugins must be names with commas between them"), ("json", "got 'json', a package; name the module in it that registers, json.MODULE"), ("x" * 300 + ".py", "plugins must be a path, got 'x+'… of 303 characters"),
 ])
 def test_a_plugin_that_is_not_there_is_refused(registries, plugins, message):
     with pytest.raises((FileNotFoundError, ValueError), match=message):
@@ -213,6 +216,21 @@ def test_two_plugins_do_not_share_a_name(load, tmp_path):
 def test_a_need_that_nobody_meets_is_refused(load):
     with pytest.raises(ValueError, match="unknown need of method mine 'sky'"):
         load("from hirm.objectives import METHODS, Method, erm\nMETHODS['mine'] = Method('mine', erm, needs=('sky',))", method="mine")
+
+
+def test_a_method_whose_objective_would_never_be_asked_is_refused(load):
+    text = "from hirm.objectives import METHODS, Method, erm\ndef never(sample, weight, state): {}\nMETHODS['mine'] = Method('mine', never{})"
+    for body, asked in ("raise RuntimeError", {}), ("return weight * 0", {}), ("return weight * 0", dict(penalty_weight=0)):
+        with pytest.raises(ValueError, match=r"mine would be ERM, for at weight 0 its objective is never asked, .*; register Method\('mine', objective, weight=1.0\)"): load(text.format(body, ""), method="mine", **asked)
+    assert load(text.format("return weight * 0", ""), method="mine", penalty_weight=2).weights == [2.0]
+    assert load(text.format("raise RuntimeError", ", weight=1.0"), method="mine").weights == [1.0]
+
+
+def test_a_family_that_has_no_test_is_refused_before_it_is_trained_in(load):
+    text = "from dataclasses import replace\nfrom hirm.environments import ENVIRONMENTS\nfor name, like in dict(fam_calm='low', fam_brisk='medium').items(): ENVIRONMENTS[name] = replace(ENVIRONMENTS[like], name=name, family='mine')"
+    with pytest.raises(ValueError, match="must have a test in its family, got none in mine; register an environment with role test"): load(text, environments="fam_calm,fam_brisk")
+    tested = text + "\nENVIRONMENTS['fam_storm'] = replace(ENVIRONMENTS['crisis'], name='fam_storm', family='mine')"
+    assert "fam_storm" in judged_environments(load(tested, environments="fam_calm,fam_brisk"))
 
 
 OWN = "from dataclasses import replace\nfrom hirm.environments import ENVIRONMENTS\nENVIRONMENTS['mine'] = replace(ENVIRONMENTS['crisis'], name='mine'{})"
@@ -317,14 +335,27 @@ class Seer(BandPolicy):
     def forward(self, episode, **options):
         return super().forward(episode, **options) + (episode.paths.spot[..., -1] > 1).to(episode.payoff.dtype)[..., None, None]
 class Honest(BandPolicy): pass
-POLICIES |= dict(seer=Seer, honest=Honest)
+COLUMNS["zscore"] = Column("zscore", "regime", lambda e: (e.paths.spot - e.paths.spot[..., :1]) / (e.paths.spot.cummax(-1).values - e.paths.spot.cummin(-1).values))
+def built(make):
+    class Own(Honest):
+        def __init__(self, generators, *given):
+            super().__init__(generators, *given)
+            make(self, len(generators))
+    return Own
+POLICIES |= dict(seer=Seer, honest=Honest, alone=built(lambda self, n: setattr(self, "share", torch.nn.Parameter(torch.ones(n)))), linear=built(lambda self, n: setattr(self, "inner", torch.nn.Linear(3, 1))),
+                 buffered=built(lambda self, n: self.register_buffer("grid", torch.linspace(0, 1, 5))), fleeting=built(lambda self, n: self.register_buffer("grid", torch.linspace(0, 1, 5), persistent=False)))
 """
 
 
 @pytest.mark.parametrize("asked, says", [
     (dict(extra_features="ahead"), "column ahead must not look ahead, got values up to date 30 that change"), (dict(extra_features="centred"), "column centred must not look ahead"),
-    (dict(extra_features="noise"), "column noise must give the same for the same paths"), (dict(extra_features="flat"), r"column flat must be like the spot, .* got torch.Size\(\[1, 8\]\)"),
+    (dict(extra_features="noise"), "column noise must give the same for the same paths"), (dict(extra_features="flat"), r"column flat must be like the spot, .* got torch.Size\(\[2, 8\]\)"),
     (dict(extra_features="double"), "column double must be like the spot, .* got torch.float64"), (dict(policy="seer"), "policy seer must not look ahead"),
+    (dict(extra_features="zscore"), "column zscore must be finite on every date, got nan and the first of them on date 0; say what"),
+    (dict(policy="alone"), r"policy alone: parameter share must begin with the member axis and have another one, got \(2,\) for two members; give it shape"),
+    (dict(policy="linear"), r"policy linear: parameter inner.weight must begin with the member axis .* got \(1, 3\) for two members"),
+    (dict(policy="buffered"), r"policy buffered: buffer grid must begin with the member axis, got \(5,\) for two members; register it with persistent=False"),
+    (dict(policy="fleeting"), None),
     (dict(extra_features="highest", policy="honest"), None)])
 def test_what_looks_ahead_or_cannot_be_repeated_is_refused_before_it_is_trained(registries, tmp_path, asked, says):
     (tmp_path / "seers.py").write_text(SEERS)
@@ -341,13 +372,56 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Loose:
     def simulate(self, n_paths, n_steps, dt, generator, **options):
-        return GBM(0.2).simulate(n_paths, n_steps, dt, [torch.Generator().manual_seed(int(torch.randint(10**9, ())))], **options)
+        return GBM(0.2).simulate(n_paths, n_steps, dt, [torch.Generator().manual_seed(int(torch.randint(10**9, ()))) for _ in generator], **options)
 from hirm.frictions import Proportional
 ENVIRONMENTS["storm"] = Environment("storm", "test", Loose(), Proportional(1e-3))
 POLICIES |="""))
     config = Config(scale="smoke", environments="low,medium", plugins=str(tmp_path / "storm.py"), runs=str(tmp_path / "runs"))
     with pytest.raises(ValueError, match="market of environment 'storm' must draw from the generator that it is given"): train(config)
     assert not list((tmp_path / "runs").glob("*-s0-*"))
+
+
+@pytest.mark.parametrize("made, says", [
+    ("Jumps(Loose(0.2), intensity=4.0, mean=-0.06, sd=0.05)", "must draw from the generator that it is given"), ("Mixed(0.2)", "must draw each member from its own generator, got other paths beside another member"),
+    ("First()", r"spot must be a tensor \(n_members, n_paths, n_steps\+1\), here \(2, 8, 61\), got torch.Size\(\[1, 8, 61\]\)"), ("Flat()", r"here \(2, 8, 61\), got torch.Size\(\[8, 61\]\)")])
+def test_a_market_draws_each_member_from_its_own_generator_also_below_jumps(load, tmp_path, made, says):
+    config = load("""
+from dataclasses import dataclass, replace
+import torch
+from hirm.environments import ENVIRONMENTS, Environment
+from hirm.frictions import Proportional
+from hirm.markets import GBM, Jumps
+class Loose(GBM):
+    def log_returns(self, variance, n_past, dt, generators): return super().log_returns(variance, n_past, dt, [torch.Generator().manual_seed(int(torch.randint(10**9, ()))) for _ in generators])
+class Mixed(GBM):
+    def log_returns(self, variance, n_past, dt, generators): return super().log_returns(variance, n_past, dt, [generators[0] for _ in generators])
+@dataclass(frozen=True)
+class First:
+    def simulate(self, n_paths, n_steps, dt, generator, **options): return GBM(0.2).simulate(n_paths, n_steps, dt, generator[:1], **options)
+@dataclass(frozen=True)
+class Flat:
+    def simulate(self, n_paths, n_steps, dt, generator, **options):
+        paths = GBM(0.2).simulate(n_paths, n_steps, dt, generator[:1], **options)
+        return replace(paths, **{name: getattr(paths, name)[0] for name in ("spot", "variance", "iv", "past")})
+ENVIRONMENTS["mine"] = Environment("mine", "test", MADE, Proportional(0.001))
+""".replace("MADE", made), runs=str(tmp_path / "runs"))
+    with pytest.raises(ValueError, match=f"market of environment 'mine'.* {says}"): train(config)
+    assert not list((tmp_path / "runs").glob("*-s0-*"))
+
+
+def test_who_may_also_receive_may_be_paid_to_begin(registries):
+    @dataclass(frozen=True)
+    class Reversal(Liability):
+        @property
+        def calls(self): return (1.0, 0.95), (-1.0, 1.02)
+        shares, cash = -1.0, 0.95
+    in_house = Environment("house", "train", GBM(0.2), Proportional(0.001), liability=Reversal())
+    class Plain(GBM): pass
+    own = Environment("mine", "train", Plain(0.2), Proportional(0.001), liability=Reversal())
+    draw = lambda environment: environment.episode(64, [torch.Generator().manual_seed(0)])
+    paid = draw(in_house).premium
+    assert (paid < 0).all()
+    assert torch.equal(draw(own).premium, paid)
 
 
 @dataclass(frozen=True)
@@ -366,7 +440,7 @@ class Bent:
 @pytest.mark.parametrize("how, says", [
     ("hundred", "spot must begin at 1, the unit of all money, got 100; divide"), ("negative", "spot must be finite and not negative"), ("nan", "iv must be finite and not negative"),
     ("double", "spot must be of the dtype asked for, torch.float32, got torch.float64"), ("dt", "dt must be the 0.00396.* years that were asked for, got 1.0"), ("dict", "simulate must give Paths, got dict"),
-    ("few", r"spot must be a tensor \(…, n_paths, n_steps\+1\), here \(…, 64, 61\)"), ("short", r"spot must be .*here \(…, 64, 61\), got torch.Size\(\[1, 64, 60\]\)"), ("past", "past must be daily log-returns"), ("", None)])
+    ("few", r"spot must be a tensor \(n_members, n_paths, n_steps\+1\), here \(1, 64, 61\)"), ("short", r"spot must be .*here \(1, 64, 61\), got torch.Size\(\[1, 64, 60\]\)"), ("past", "past must be daily log-returns"), ("", None)])
 def test_a_market_of_ones_own_gives_what_a_market_gives(how, says):
     environment = Environment("mine", "train", Bent(how), Proportional(0.001))
     draw = lambda: environment.episode(64, [torch.Generator().manual_seed(0)])
