@@ -27,9 +27,10 @@ from hirm.features import COLUMNS
 from hirm.frictions import Proportional
 from hirm.history import Windows, load_series, same_record
 from hirm.markets import GBM
-from hirm.objectives import METHODS
+from hirm.objectives import METHODS, SHARP, Sample
 from hirm.panel import Panel
 from hirm.parameters import fingerprint, given_since, read_claim, read_whole
+from hirm.risk import CVaR
 from hirm.runs import Run, config_hash
 from hirm.training import load_policy, train
 
@@ -571,7 +572,38 @@ def test_a_gpu_meets_the_same_paths(environment):
     (dict(method="erm", aversion=1.0, smoothing=0.05), "smoothing belongs to the CVaR and must be left out where aversion asks for the entropic risk, got 0.05"),
     (dict(method="erm", aversion=1.0, alpha=0.9, risk_unit="spot"), "alpha belongs to the CVaR and must be left out"),
     (dict(method="wcvar", aversion=1.0), "wcvar is the worst case of a CVaR, and has no use for aversion, got 1"),
+    (dict(method="vrex", smoothing=0.9), "smoothing is for penalties that look at a smoothed tail, and vrex reads none, got 0.9; leave it out"),
+    (dict(method="irm", smoothing=0.9, penalty_weight=0), "and irm without weight has none, got 0.9"),
+    (dict(method="erm", environments="coloured_strong,coloured_weak", validate_on="coloured_home", history="{prices}"), "history must be read by what is trained on or judged in, got .* beside coloured_strong, coloured_weak alone; leave it out"),
+    (dict(method="erm", environments="sabr_calm,low", attack_radius=0.03, instruments="spot,variance_swap"), "attack_radius shakes the spot alone, got it beside spot, variance_swap"),
 ])
-def test_what_would_be_left_unread_is_refused(asked, says):
-    with pytest.raises(ValueError, match=says): Config(scale="smoke", environments="low,medium", **asked)
+def test_what_would_be_left_unread_is_refused(tmp_path, asked, says):
+    if "history" in asked:
+        load_series().to_csv(tmp_path / "prices.csv", index=False)
+        asked = asked | dict(history=str(tmp_path / "prices.csv"))
+    with pytest.raises(ValueError, match=says): Config(**dict(scale="smoke", environments="low,medium") | asked)
     Config(scale="smoke", environments="low,medium", method="erm", aversion=1.0, alpha=0.9)  # delta's CVaR is the unit of the losses
+
+
+def test_the_bandwidth_of_the_tail_is_read_by_all_methods_but_those_that_say_otherwise():
+    generator = torch.Generator().manual_seed(0)
+    loss, scale = torch.randn(1, 2, 64, generator=generator), torch.randn(1, 2, 64, generator=generator)
+    told_by = {}
+    for name in ("erm", "erm_pool", "erm_reg", "groupdro", "wcvar", "vrex", "term", "irm"):
+        anchor = torch.zeros(1, 2)
+        samples = [Sample(loss.clone().requires_grad_(), CVaR(smoothing=smoothing), scale, None, anchor) for smoothing in (0.02, 0.9)]
+        risks = [METHODS[name](sample, torch.ones(1), {}) for sample in samples]
+        told_by[name] = not torch.equal(*risks) or not torch.equal(*(torch.autograd.grad(risk.sum(), sample.loss)[0] for risk, sample in zip(risks, samples)))
+    assert [name for name, told in told_by.items() if told] == ["irm"]
+    assert {name for name, method in METHODS.items() if method.objective in SHARP} == told_by.keys() - {"irm"}
+
+
+def test_minus_zero_is_no_weight_and_no_other_run():
+    names = {config_hash(asdict(Config(method="irm", scale="smoke", environments="low,medium", penalty_weight=weight).members()[0])) for weight in (0, 0.0, -0.0, "-0")}
+    assert len(names) == 1
+
+
+@pytest.mark.parametrize("asked", [dict(runs="x" * 300), dict(runs="a\0b"), dict(history="x" * 300), dict(history="a\0b"), dict(plugins="x" * 300 + ".py"), dict(plugins="x" * 300), dict(runs="x/" * 3000)])
+def test_what_no_file_can_be_called_is_refused_in_words(asked):
+    (name, value), = asked.items()
+    with pytest.raises(ValueError, match=rf"{name} must be a path, got .* of {len(value):,} characters, which no file can have; write a shorter one"): Config(scale="smoke", environments="low,medium", **asked)

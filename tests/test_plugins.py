@@ -372,7 +372,7 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Loose:
     def simulate(self, n_paths, n_steps, dt, generator, **options):
-        return GBM(0.2).simulate(n_paths, n_steps, dt, [torch.Generator().manual_seed(int(torch.randint(10**9, ()))) for _ in generator], **options)
+        return GBM(0.2).simulate(n_paths, n_steps, dt, [torch.Generator().manual_seed(int(torch.randint(10**9, ()))) for _ in (generator if isinstance(generator, list) else [generator])], **options)
 from hirm.frictions import Proportional
 ENVIRONMENTS["storm"] = Environment("storm", "test", Loose(), Proportional(1e-3))
 POLICIES |="""))
