@@ -4,7 +4,7 @@
     snakemake -c2 phase1        the runs of Phase 1, their tables, and the book
     snakemake -c2 phase1 -n     what would be run
     snakemake -c2 phase1 --config seeds=11      one seed more in every secondary cell, and nothing else
-    snakemake -c2 phase1 --config primary_seeds=10 control_seeds=5      an interim look at the primary cell
+    snakemake -c2 phase1 --config cells=band-seeing primary_seeds=10 control_seeds=5      an interim look at the primary cell, published apart
     snakemake -c2 phase1 --config cells=band-seeing,band-blind      half of the cells, the primary one among them
     snakemake -c2 phase1 --config scale=paper cells=band-seeing seeds=5 primary_seeds=5      the protocol of record, kept apart
     snakemake -c2 phase1 --config scale=paper cells=band-seeing seeds=5 primary_seeds=5 methods=erm,vrex,groupdro      some of its methods, published apart

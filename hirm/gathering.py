@@ -519,5 +519,7 @@ def sources(
         made = origin(folder)
         files = ", ".join(f"[{Path(name).stem}](results/{folder.name}/{name})" for name in made["files"])
         changed = " with changes" if made["dirty"] else ""
-        lines.append(f"- {len(made['runs']):,} runs of commit {made['commit']}{changed}, `{made['command']}`: {files}")
+        gathered = str(made.get("gathered", {}).get("commit") or made["commit"])[:12]
+        by = "" if gathered == made["commit"] else f", gathered by commit {gathered}"
+        lines.append(f"- {len(made['runs']):,} runs of commit {made['commit']}{changed}{by}, `{made['command']}`: {files}")
     return "\n".join(lines)

@@ -106,7 +106,10 @@ def _found(panel) -> dict[str, list[Checkpoints]]:
     for record in map(Checkpoints, folders):
         if panel.protocols and record.folder.name[-8:] not in panel.protocols.split(","):
             continue
-        asked = record.own_config()  # of an edited one nobody knows whether it is looked at
+        meant = panel.methods == "all" or record.folder.name.rsplit("-s", 1)[0] in panel.method_names
+        asked = record.own_config() if meant else record.config  # an edited one is not left out in silence, and blocks nobody else
+        if not {"policy", "environments", "validate_on", "realized_vol"} <= asked.keys():
+            asked = record.own_config()  # which refuses it
         if asked["policy"] == panel.policy and asked.get("plugins"):
             _load_plugins_of(record)
         name = "oracle" if _is_oracle(asked) else asked["method"]

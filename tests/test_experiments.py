@@ -303,10 +303,16 @@ def test_a_run_trained_on_the_test_environment_is_the_oracle(altered, tmp_path):
     for path in list((tmp_path / "runs").glob("irm-s*")): asked_so(path)
     assert list(panel.records) == ["erm", "oracle"] and panel.policies["oracle"].head.shape[0] == 2
     assert panel.summary().loc["oracle", "trained on"] == "low,crisis"
+    for path in list((tmp_path / "runs").glob("irm-s*")):
+        (path / "config.yaml").write_text((path / "config.yaml").read_text().replace("cost: 1.0", "cost: 20.0"))
+        asked_so(path)
+    with pytest.raises(ValueError, match="must share cost, got 1.0 in erm-s0-.* and 20.0 in irm-s0-"): Panel(runs=str(tmp_path / "runs")).records
 
 
 @pytest.mark.parametrize("pattern, old, new, says", [
     ("irm-s1-*/config.yaml", "cost: 1.0", "cost: 2.0", "config.yaml as the run left it, got one that asks for irm-s1-[0-9a-f]+: it was edited, or the folder was copied"),
+    ("irm-s1-*/config.yaml", "policy: band", "policy: mlp", "config.yaml as the run left it, got one that asks for irm-s1-"), ("irm-s1-*/config.yaml", "realized_vol: false", "realized_vol: true", "config.yaml as the run left it, got one that asks for irm-s1-"),
+    ("irm-s1-*/metadata.json", '"commit": ', '"commit": "0", "was": ', "metadata.json as the run left it, got facts that have changed since they were written"),
     ("irm-s1-*/artifacts/metrics.csv", "delta", "dleta", "artifacts/metrics.csv as the run left it, got one that has changed"),
     ("irm-s1-*/final_metrics.json", '"cvar95": 0', '"cvar95": 1', "final_metrics.json as the run left it, got one that has changed"),
     ("irm-s1-*/checkpoints/manifest.json", "validation", "test", "checkpoints/manifest.json as the run left it, got one that has changed")])

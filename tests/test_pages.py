@@ -54,6 +54,12 @@ def test_the_verdict_withholds_what_the_prose_withholds():
     assert [row for row in rows if row[-1] == "withheld"]
 
 
+def test_a_test_that_a_page_names_is_there():
+    defined = {name for path in (ROOT / "tests").glob("test_*.py") for name in re.findall(r"^def (test_\w+)\(", path.read_text(), re.M)}
+    named = {name for path in PRINTED for name in re.findall(r"`(test_\w+)`", prose(path))}
+    assert len(named) > 10 and not named - defined - {path.stem for path in (ROOT / "tests").glob("test_*.py")}
+
+
 @pytest.mark.parametrize("path", PRINTED, ids=lambda path: path.stem)
 def test_the_method_is_named_where_it_is_first_met(path):
     code, name = first_use(prose(path))

@@ -98,8 +98,8 @@ def test_the_records_own_command_runs_the_plugin_again(trained, tool, tmp_path):
 
 @pytest.mark.parametrize("page, asked", [("evaluate", dict(n_paths=400, probes="cost × 1.5", probed="own_storm")), ("diagnose", dict(n_paths=200, environments="own_calm,own_storm"))])
 def test_finished_runs_with_parts_of_ones_own_are_looked_at(trained, tool, tmp_path, page, asked):
-    plugins = f"{trained / 'my_parts.py'},{trained / 'my_crashes.yaml'}"
-    done = tool("papermill", f"nbs/{page}.ipynb", str(tmp_path / "out.ipynb"), *words({"runs": trained / "runs", "policy": "share", "plugins": plugins, "out": tmp_path / "out", **asked}))
+    named = {"policy": "share", "methods": "calm_hands"}  # the plugins of the runs are known by their records
+    done = tool("papermill", f"nbs/{page}.ipynb", str(tmp_path / "out.ipynb"), *words({"runs": trained / "runs", "out": tmp_path / "out", **named, **asked}))
     assert done.returncode == 0, done.stdout[-4000:]
     looked = pd.read_csv(next((tmp_path / "out").glob("[me]*s.csv")))
     assert "calm_hands" in set(looked["method"]) and "own_storm" in set(looked["environment"])

@@ -1,6 +1,7 @@
 """README.md is the first page of the book, and its two lines are those that CI types."""
 import re
 import subprocess
+import tomllib
 
 from conftest import HANGS, ROOT
 
@@ -56,6 +57,21 @@ def test_ci_types_the_readme_s_test_command():
     assert "README.md" in script and "pip install" not in script  # it reads the line, and has none of its own
     shown = subprocess.run(["bash", str(ROOT / ".ci" / "run"), "--show"], capture_output=True, text=True, timeout=HANGS)
     assert shown.stdout.strip() == commands()[1]
+
+
+def test_the_doors_install_what_they_run():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    def of(extra):
+        found = set()
+        for wanted in extras[extra]:
+            name, _, within = re.match(r"([\w.-]+)(\[(.*)\])?", wanted).groups()
+            found |= set.union(*map(of, within.split(","))) if name == "hirm" else {name}
+        return found
+    readme, contributing = ((ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md"))
+    assert "'.[book]' && jupyter-book build book" in readme and "'.[many]' && snakemake -c2 phase1" in readme and "'.[many]'\nsnakemake -c2 phase1 " in contributing
+    called = {word for word in ("nbdev_clean", "jupyter-book", "papermill") if f"{word} " in (ROOT / "Snakefile").read_text()}
+    assert called == {"nbdev_clean", "jupyter-book", "papermill"}
+    assert {"nbdev", "jupyter-book"} <= of("book") and {"nbdev", "jupyter-book", "snakemake"} <= of("many") and of("many") < of("dev")
 
 
 def test_constraints_name_every_package_once_and_leave_torch_free():

@@ -17,10 +17,11 @@ from conftest import HANGS
 from hirm import training
 from hirm.batches import batches, exchange, policy_loss, random_labels, risk_unit, validation_risk
 from hirm.config import SCALES, Config, judged_environments, training_environments
-from hirm.evaluation import relative_turnover
+from hirm.evaluation import Judgement, record_judgement, relative_turnover
 from hirm.frictions import Liquidity, Proportional, Quadratic
 from hirm.environments import ENVIRONMENTS, Environment, common_episodes
 from hirm.hedging import hedge
+from hirm.history import load_series
 from hirm.markets import GBM
 from hirm.objectives import METHODS, Sample
 from hirm.policies import Delta
@@ -377,6 +378,34 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, method, 
     for a, b in zip(whole, again):
         assert log(a) == log(b) and a.manifest() == b.manifest()
         assert all(torch.equal(x, y) for x, y in zip(a.best()[0].values(), b.best()[0].values()))
+
+
+def test_prices_that_change_under_way_are_not_learnt_from_and_put_back_the_run_ends_as_if_they_had_not(tmp_path, monkeypatch):
+    prices = tmp_path / "prices.csv"
+    load_series().to_csv(prices, index=False)
+    before, update = prices.read_bytes(), Learner.update
+    louder = load_series().assign(close=lambda frame: frame["close"] ** 1.5)
+    options = {**SMALL, "environments": "history_low,history_medium", "history": str(prices), "n_seeds": 2, "updates": 40, "pretrain": 5, "ramp": 5, "validate_every": 10}
+    whole = train(Config(**options, runs=str(tmp_path / "whole")))
+    cut = Config(**options, runs=str(tmp_path / "cut"))
+    def changed(self, step, episode):
+        if step == 15: louder.to_csv(prices, index=False)
+        return update(self, step, episode)
+    with monkeypatch.context() as patched:
+        patched.setattr(Learner, "update", changed)
+        with pytest.raises(ValueError, match="history .*prices.csv' has changed: .* restore the file"): train(cut)
+    prices.write_bytes(before)
+    again = train(cut)
+    assert [log(run) for run in again] == [log(run) for run in whole] and [run.manifest() for run in again] == [run.manifest() for run in whole]
+    louder.to_csv(prices, index=False)
+    nothing = Judgement(*(pd.DataFrame() for _ in dataclasses.fields(Judgement)))
+    with pytest.raises(ValueError, match="history .*prices.csv' has changed"): record_judgement(again, nothing, "erm")
+
+
+@pytest.mark.parametrize("asked, says", [(dict(strike=3), "the unit of environment low must be clearly positive"), (dict(risk_unit="premium", payoff="put", strike=0.01), "the unit of environment low must be clearly positive")])
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(tmp_path, asked, says):
+    with pytest.raises(ValueError, match=says): train(config(tmp_path, **asked))
+    assert not list((tmp_path / "runs").glob("erm-*"))
 
 
 def test_a_kill_between_two_members_states_changes_nothing(tmp_path, monkeypatch):
