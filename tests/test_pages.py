@@ -56,7 +56,7 @@ def test_the_verdict_withholds_what_the_prose_withholds():
 
 def test_a_test_that_a_page_names_is_there():
     defined = {name for path in (ROOT / "tests").glob("test_*.py") for name in re.findall(r"^def (test_\w+)\(", path.read_text(), re.M)}
-    named = {name for path in PRINTED for name in re.findall(r"`(test_\w+)`", prose(path))}
+    named = {name for path in PRINTED if path.suffix == ".md" for name in re.findall(r"`(test_\w+)`", prose(path))}
     assert len(named) > 10 and not named - defined - {path.stem for path in (ROOT / "tests").glob("test_*.py")}
 
 
