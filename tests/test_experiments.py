@@ -229,7 +229,7 @@ def asked_so(folder):
         tensors, facts = read_tensors(path)
         write_tensors(path, tensors, facts | {"run": own.name})
     facts = json.loads((folder / "metadata.json").read_text())
-    del facts["fingerprint"]
+    facts.pop("fingerprint", None)
     folder.rename(own)
     facts["files"] = {name: _digest((own / name).read_bytes()) for name in facts["files"]}
     (own / "metadata.json").write_text(json.dumps(facts))
