@@ -385,9 +385,6 @@ class Method:
             if not 0 <= weight < float("inf"):
                 raise ValueError(f"penalty_weight must be finite and not negative, got {weight}; "
                                  f"0 is ERM, {self.name}'s default is {self.weight}")
-            if weight == self.weight == 0 and self.objective not in (erm, erm_reg):
-                raise ValueError(f"{self.name} would be ERM, for at weight 0 its objective is never asked, got no other weight; "
-                                 f"register Method({self.name!r}, objective, weight=1.0)")
             if weight != self.weight and not _reads(self.objective, 1):
                 raise ValueError(f"penalty_weight must be left out for {self.name}, whose objective has no penalty to weigh, got {weight:g}; "
                                  "drop it, or name a method that has one")

@@ -136,7 +136,10 @@ def _checked(record: Checkpoints) -> Config:
 
 def _facts(record: Checkpoints) -> dict:
     """Return all that must be alike in runs that stand in one table: everything but method, seed and penalty weight."""
-    facts = asdict(_checked(record))
+    config = _checked(record)
+    facts = asdict(config)
+    if not config.smoothed:
+        facts.pop("smoothing")
     contents = facts.pop("contents")
     facts.pop("plugins")  # wherever they lie: their text is among the contents
     facts |= {name: found for name, found in contents.items() if not name.startswith("method ")}
@@ -149,15 +152,18 @@ OF_AN_ORACLE = "environments", "validate_on", "draw", "selection rule"  # in whi
 
 def _refuse_mixture(records: list[Checkpoints], oracles: Sequence[Checkpoints] = ()) -> None:
     """Refuse runs that differ in more than method, seed and penalty weight, or come from different commits; an oracle may be trained and chosen elsewhere."""
-    first, *others = records
-    expected = _facts(first)
-    for record in (*others, *oracles):
+    first = records[0]
+    expected = {name: (value, first) for name, value in _facts(first).items()}
+    for record in (*records, *oracles):
         facts = _facts(record)
         if record in oracles:
             facts = {name: value for name, value in facts.items() if name not in OF_AN_ORACLE and (name in expected or not name.startswith("environment "))}
+        if facts.keys() - expected.keys() == {"smoothing"}:  # the first that reads one
+            expected["smoothing"] = facts["smoothing"], record
         for name, value in facts.items():
-            if value != expected.get(name):
-                raise ValueError(f"runs that are judged together must share {name}, got {expected.get(name)!r} in {first.folder.name} "
+            wanted, by = expected.get(name, (None, first))
+            if value != wanted:
+                raise ValueError(f"runs that are judged together must share {name}, got {wanted!r} in {by.folder.name} "
                                  f"and {value!r} in {record.folder.name}; train one of them again, or name methods and protocols that belong together")
 
 

@@ -220,7 +220,7 @@ def _code():
     "Fingerprint of the library's text: two states of one commit with changes differ in it."
     found = hashlib.sha256()
     for file in sorted(_library().glob("*.py")):
-        found.update(f"{file.name}\n".encode() + file.read_bytes())
+        found.update(f"{file.name}\n".encode() + file.read_bytes().replace(b"\r\n", b"\n"))
     return found.hexdigest()[:16]
 
 

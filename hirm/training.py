@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .batches import batches, policy_loss, risk_unit, shaken, validation_risk
-from .config import Config, check_unchanged, judged_environments, known_environments, plugin_files, training_environments
+from .config import SMOOTHING, Config, check_unchanged, judged_environments, known_environments, plugin_files, training_environments
 from .environments import common_episodes, is_own, stream
 from .features import COLUMNS, Scaler, features
 from .hedging import Episode, hedge
@@ -759,7 +759,7 @@ def companions(
     if seeds is None:
         seeds = [member.seed for member in config.members()]  # in a sweep, once for every weight
     sound = {}
-    for run in records(replace(config, method="erm", penalty_weight=None)):
+    for run in records(replace(config, method="erm", penalty_weight=None, smoothing=SMOOTHING)):  # which ERM does not read
         if run.done and run.diverged is None and (run.artifacts / "metrics.csv").exists():
             sound[run.config["seed"]] = run
     if not set(seeds) <= sound.keys():

@@ -20,6 +20,7 @@ import torch
 from conftest import ROOT
 import hirm.config
 from hirm.campaign import Plan
+from hirm.gathering import CAMPAIGNS
 from hirm.gathering import jobs as campaign_jobs
 from hirm.config import Config, as_config, judged_environments
 from hirm.environments import ENVIRONMENTS, Environment, common_episodes, nameable_environments, stream
@@ -32,7 +33,7 @@ from hirm.panel import Panel
 from hirm.parameters import fingerprint, given_since, read_claim, read_whole
 from hirm.risk import CVaR
 from hirm.runs import Run, config_hash
-from hirm.training import load_policy, train
+from hirm.training import companions, load_policy, train
 
 SMALL = dict(method="erm", scale="smoke", environments="low,medium", n_paths=32, n_validation=200, n_evaluation=200)
 
@@ -575,7 +576,7 @@ def test_a_gpu_meets_the_same_paths(environment):
     (dict(method="vrex", smoothing=0.9), "smoothing is for penalties that look at a smoothed tail, and vrex reads none, got 0.9; leave it out"),
     (dict(method="irm", smoothing=0.9, penalty_weight=0), "and irm without weight has none, got 0.9"),
     (dict(method="erm", environments="coloured_strong,coloured_weak", validate_on="coloured_home", history="{prices}"), "history must be read by what is trained on or judged in, got .* beside coloured_strong, coloured_weak alone; leave it out"),
-    (dict(method="erm", environments="sabr_calm,low", attack_radius=0.03, instruments="spot,variance_swap"), "attack_radius shakes the spot alone, got it beside spot, variance_swap"),
+    (dict(method="erm", environments="sabr_calm,low", attack_radius=0.03, instruments="spot,variance_swap"), "attack_radius shakes the spot alone, got it beside spot,variance_swap; leave one of the two out"),
 ])
 def test_what_would_be_left_unread_is_refused(tmp_path, asked, says):
     if "history" in asked:
@@ -596,6 +597,20 @@ def test_the_bandwidth_of_the_tail_is_read_by_all_methods_but_those_that_say_oth
         told_by[name] = not torch.equal(*risks) or not torch.equal(*(torch.autograd.grad(risk.sum(), sample.loss)[0] for risk, sample in zip(risks, samples)))
     assert [name for name, told in told_by.items() if told] == ["irm"]
     assert {name for name, method in METHODS.items() if method.objective in SHARP} == told_by.keys() - {"irm"}
+
+
+def test_every_job_of_every_campaign_is_taken_at_the_door_and_finds_its_erm():
+    asked = {json.dumps(job.parameters | dict(seed=0, n_seeds=1), sort_keys=True) for campaign in CAMPAIGNS for job in campaign_jobs(campaign, Plan())}
+    assert len(asked) > 100
+    for words in sorted(asked): assert companions(Config(**json.loads(words))) == []
+
+
+def test_a_record_of_when_less_was_refused_can_still_be_read():
+    for was in (dict(method="erm", smoothing=0.9), dict(method="irm", smoothing=0.9, penalty_weight=0.0), dict(method="erm_reg", weight_decay=0.01)):
+        with pytest.raises(ValueError): Config(scale="smoke", environments="low,medium", **was)
+        assert Config(scale="smoke", environments="low,medium", contents={}, **was).contents
+    swept = Config(scale="smoke", environments="low,medium", method="irm", smoothing=0.9, penalty_weight=[0, 1])
+    assert [Config(**asdict(member)).weights for member in swept.members()] == [[0.0], [1.0]]
 
 
 def test_minus_zero_is_no_weight_and_no_other_run():

@@ -325,6 +325,22 @@ def test_an_edited_record_is_refused_by_panel_and_policy(runs, tmp_path, pattern
     assert list(Panel(runs=str(tmp_path / "runs"), methods="erm").records) == ["erm"]  # and blocks nobody else
 
 
+def test_a_seed_whose_config_was_edited_is_not_left_out_in_silence(runs, tmp_path):
+    shutil.copytree(runs, tmp_path / "runs")
+    path = next((tmp_path / "runs").glob("erm-s1-*/config.yaml"))
+    path.write_text(path.read_text().replace("realized_vol: false", "realized_vol: true"))
+    with pytest.raises(ValueError, match="run erm-s1-.*expected config.yaml as the run left it"): Panel(runs=str(tmp_path / "runs"), methods="erm").members
+
+
+def test_a_bandwidth_need_only_be_shared_by_those_that_read_it(altered, tmp_path):
+    for seed in (0, 1): panel = altered(f"irm-s{seed}-*/config.yaml", "smoothing: 0.15", "smoothing: 0.01")
+    assert set(panel.records) == {"erm", "irm"}
+    one = next((tmp_path / "runs").glob("irm-s1-*"))
+    (one / "config.yaml").write_text((one / "config.yaml").read_text().replace("smoothing: 0.01", "smoothing: 0.02"))
+    asked_so(one)
+    with pytest.raises(ValueError, match="runs of irm: expected one protocol, got .*, which differ in smoothing"): Panel(runs=str(tmp_path / "runs")).records
+
+
 def test_a_run_that_lost_its_config_or_its_name_is_not_left_out_in_silence(runs, tmp_path):
     shutil.copytree(runs, tmp_path / "runs")
     folder = next((tmp_path / "runs").glob("irm-s1-*"))

@@ -223,6 +223,7 @@ def test_a_method_whose_objective_would_never_be_asked_is_refused(load):
     for body, asked in ("raise RuntimeError", {}), ("return weight * 0", {}), ("return weight * 0", dict(penalty_weight=0)):
         with pytest.raises(ValueError, match=r"mine would be ERM, for at weight 0 its objective is never asked, .*; register Method\('mine', objective, weight=1.0\)"): load(text.format(body, ""), method="mine", **asked)
     assert load(text.format("return weight * 0", ""), method="mine", penalty_weight=2).weights == [2.0]
+    assert load(text.format("return weight * 0", ""), method="mine", penalty_weight=[0, 1]).weights == [0.0, 1.0]  # with its own ERM beside it
     assert load(text.format("raise RuntimeError", ", weight=1.0"), method="mine").weights == [1.0]
 
 

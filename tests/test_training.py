@@ -16,7 +16,7 @@ import yaml
 from conftest import HANGS
 from hirm import training
 from hirm.batches import batches, exchange, policy_loss, random_labels, risk_unit, validation_risk
-from hirm.config import SCALES, Config, judged_environments, training_environments
+from hirm.config import SCALES, Config, check_unchanged, judged_environments, training_environments
 from hirm.evaluation import Judgement, record_judgement, relative_turnover
 from hirm.frictions import Liquidity, Proportional, Quadratic
 from hirm.environments import ENVIRONMENTS, Environment, common_episodes
@@ -393,7 +393,9 @@ def test_prices_that_change_under_way_are_not_learnt_from_and_put_back_the_run_e
         return update(self, step, episode)
     with monkeypatch.context() as patched:
         patched.setattr(Learner, "update", changed)
-        with pytest.raises(ValueError, match="history .*prices.csv' has changed: .* restore the file"): train(cut)
+        with pytest.raises(ValueError, match="history .*prices.csv' has changed: [^;]*; put it back and give the same command again: the run goes on"): train(cut)
+    prices.unlink()
+    with pytest.raises(ValueError, match="history .* must be where it was when this run was made, got no file there; put it back and give the same command again"): check_unchanged(cut)
     prices.write_bytes(before)
     again = train(cut)
     assert [log(run) for run in again] == [log(run) for run in whole] and [run.manifest() for run in again] == [run.manifest() for run in whole]
