@@ -25,7 +25,7 @@ from hirm.gathering import jobs as campaign_jobs
 from hirm.config import Config, as_config, judged_environments
 from hirm.environments import ENVIRONMENTS, Environment, common_episodes, nameable_environments, stream
 from hirm.features import COLUMNS
-from hirm.frictions import Proportional
+from hirm.frictions import Friction, Proportional
 from hirm.history import Windows, load_series, same_record
 from hirm.markets import GBM
 from hirm.objectives import METHODS, SHARP, Sample
@@ -336,7 +336,7 @@ def grown(times):
 
 
 @dataclass(frozen=True)
-class Wide:
+class Wide(Friction):
     "A friction of a user's own."
     rate: float = 1e-4
     table: torch.Tensor = torch.arange(3.0)

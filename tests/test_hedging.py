@@ -120,7 +120,7 @@ def test_sampled_environments_are_many_different_and_reproducible():
 
 
 @pytest.mark.parametrize("change, words", [
-    (dict(role="exam"), "train, validate or test"), (dict(market=3), "simulate"), (dict(friction=0.1), "cost"),
+    (dict(role="exam"), "train, validate or test"), (dict(market=3), "simulate"), (dict(friction=0.1), "must be a Friction, got .float."),
     (dict(instruments=("gold",)), "gold"), (dict(instruments="spot"), "must be a tuple"), (dict(n_steps=0), "n_steps"), (dict(dt=0.0), "dt must be positive, got 0.0; a trading day"),
 ])
 def test_a_wrong_environment_is_refused(change, words):
