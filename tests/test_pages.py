@@ -54,6 +54,13 @@ def test_the_verdict_withholds_what_the_prose_withholds():
     assert [row for row in rows if row[-1] == "withheld"]
 
 
+@pytest.mark.parametrize("path", [path for path in PRINTED if path.suffix == ".ipynb"], ids=lambda path: path.stem)
+def test_what_is_glued_into_text_is_text(path):
+    glued = [(output.metadata.scrapbook.name, str(output.data)) for cell in nbformat.read(path, 4).cells for output in cell.get("outputs", []) if "scrapbook" in output.get("metadata", {})]
+    inline = set(re.findall(r"\{glue:text\}`(\w+)", prose(path)))
+    assert [name for name, text in glued if name in inline and "](" in text] == []
+
+
 def test_a_test_that_a_page_names_is_there():
     defined = {name for path in (ROOT / "tests").glob("test_*.py") for name in re.findall(r"^def (test_\w+)\(", path.read_text(), re.M)}
     named = {name for path in PRINTED if path.suffix == ".md" for name in re.findall(r"`(test_\w+)`", prose(path))}
